@@ -156,6 +156,9 @@ bits_write (struct bits_writer *w, const struct bitmap *bm, uint64_t start,
       pos <<= bm->shift;
       return pos > start ? pos : start;
     }
+    /* The last literal word may reach beyond the end of the bitmap. */
+    if (w->next > bitmap_bits (bm))
+      w->next = bitmap_bits (bm);
     pos = w->next;
   }
   return end;

@@ -132,6 +132,8 @@ round_trip (const struct bitmap *bm, uint64_t first, uint64_t last, size_t cap,
     assert_true (got == end || got % G == 0 || got == at);
     assert_true (got > at); /* so large are all buffers */
     to = bitmap_bits_for (got, SHIFT);
+    /* What goes into a packet as the section's end. */
+    assert_true (w.next <= to);
     assert_int_equal (bits_check (buf, w.len, section, to - section, nr, &err),
                       0);
     assert_int_equal (bits_apply (copy, buf, w.len, section, to - section,
