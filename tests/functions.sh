@@ -103,8 +103,9 @@ start_nbdkit ()
     esac
   done
   rm -f "$name.pid" "$name.sock"
-  LD_PRELOAD=$FERRY_PRELOAD \
-  ASAN_OPTIONS=detect_leaks=0 \
+  # p11-kit first: see ferrytest.py
+  LD_PRELOAD=${FERRY_PRELOAD:+libp11-kit.so.0 $FERRY_PRELOAD} \
+  ASAN_OPTIONS=detect_leaks=0:verify_asan_link_order=0 \
   TSAN_OPTIONS=${TSAN_OPTIONS-}:ignore_noninstrumented_modules=1 \
     nbdkit -f -P "$name.pid" "${where[@]}" "$@" >>"$name.log" 2>&1 &
   _pids[$name]=$!
