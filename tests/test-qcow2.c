@@ -1,0 +1,831 @@
+/* nbdferry - test of the sidecar, with QEMU as the judge
+ * SPDX-License-Identifier: BSD-3-Clause
+ */
+#include <config.h>
+
+/* cmocka passes every test a state that most do not want. */
+#pragma GCC diagnostic ignored "-Wunused-parameter"
+
+#include <setjmp.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/resource.h>
+#include <time.h>
+
+#include <cmocka.h>
+
+#include "qcow2-test.h"
+
+#define MIB (UINT64_C (1) << 20)
+#define GIB (UINT64_C (1) << 30)
+#define TIB (UINT64_C (1) << 40)
+
+static void
+set_random (uint64_t *words, uint64_t bits, unsigned n)
+{
+  set_bit (words, 0);
+  set_bit (words, bits - 1);
+  while (n-- > 0) {
+    uint64_t from = rnd (bits), len = 1 + rnd (rnd (4) ? 3 : 300);
+
+    for (; len > 0 && from < bits; --len)
+      set_bit (words, from++);
+  }
+}
+
+/* Every granularity: QEMU and we see the same bits, before and after. */
+static void
+roundtrip (uint64_t size, unsigned first, unsigned last)
+{
+  struct qcow2_entry e[23];
+  const struct qcow2_entry *found;
+  uint64_t *copy[23];
+  char names[23][16];
+  size_t nr = 0, n;
+  struct qcow2 *q;
+  json_t *list;
+
+  unlink (sidecar);
+  make_disk (size);
+  q = open_ok (size, QCOW2_CREATED);
+  for (unsigned shift = first; shift <= last; ++shift, ++nr) {
+    size_t len = qcow2_nr_words (size, shift) * 8;
+
+    snprintf (names[nr], sizeof names[nr], "g%u", shift);
+    e[nr] = new_entry (q, names[nr], shift, shift % 2);
+    for (size_t i = 0; i < len / 8; i += 1 + i / 1024)
+      assert_int_equal (qcow2_words (e[nr].bits)[i], 0);
+    set_random (qcow2_words (e[nr].bits), qcow2_nr_bits (size, shift), 40);
+    copy[nr] = malloc (len);
+    memcpy (copy[nr], qcow2_words (e[nr].bits), len);
+  }
+  write_ok (q, e, nr);
+  close_ok (q);
+
+  check_clean ();
+  list = list_by_qemu ();
+  assert_int_equal (json_array_size (list), nr);
+  for (size_t i = 0; i < nr; ++i) {
+    assert_true (is_listed (list, i, e[i].name, e[i].shift, e[i].autoflag,
+                            false));
+    compare_with_qemu (e[i].name, e[i].shift, size, copy[i]);
+  }
+  json_decref (list);
+
+  q = open_ok (size, QCOW2_CLEAN);
+  found = qcow2_entries (q, &n);
+  assert_int_equal (n, nr);
+  for (size_t i = 0; i < nr; ++i) {
+    assert_string_equal (found[i].name, e[i].name);
+    assert_int_equal (found[i].shift, e[i].shift);
+    assert_int_equal (found[i].autoflag, e[i].autoflag);
+    assert_false (found[i].in_use || found[i].inconsistent);
+    assert_memory_equal (qcow2_words (found[i].bits), copy[i],
+                         qcow2_nr_words (size, e[i].shift) * 8);
+    free (copy[i]);
+  }
+  close_ok (q);
+  check_clean ();
+}
+
+static void
+test_granularities (void **state)
+{
+  roundtrip (512, 9, 31);
+  roundtrip (5 * MIB + 1536, 9, 31);
+}
+
+static void
+test_granularities_large (void **state)
+{
+  roundtrip (5 * GIB + 512, 9, 16);
+  roundtrip (3 * TIB - 512, 16, 18);
+}
+
+/* A disk without bytes has bitmaps without bits.  (QEMU does not open an
+ * image of no size with a bitmap, not even one that it made.)
+ */
+static void
+test_empty_disk (void **state)
+{
+  struct qcow2_entry e;
+  struct qcow2 *q;
+
+  unlink (sidecar);
+  make_disk (0);
+  q = open_ok (0, QCOW2_CREATED);
+  e = new_entry (q, "a", 16, true);
+  assert_non_null (qcow2_words (e.bits));
+  write_ok (q, &e, 1);
+  close_ok (q);
+  q = open_ok (0, QCOW2_CLEAN);
+  write_ok (q, NULL, 0);
+  close_ok (q);
+  check_clean ();
+}
+
+static void
+test_names (void **state)
+{
+  static char longest[1024];
+  const char *const names[] = {
+    "a b", "it's", "\"quoted\" \\ $HOME `x`", "naïve ☃ 𝄞", "-x", "a/b:c,d=e",
+    longest,
+  };
+  const size_t nr = sizeof names / sizeof names[0];
+  struct qcow2_entry e[nr], bad;
+  struct qcow2 *q;
+  json_t *list;
+
+  memset (longest, 'n', 1023);
+  unlink (sidecar);
+  make_disk (MIB);
+  q = open_ok (MIB, QCOW2_CREATED);
+  for (size_t i = 0; i < nr; ++i) {
+    e[i] = new_entry (q, names[i], 16, true);
+    set_bit (qcow2_words (e[i].bits), i);
+  }
+  write_ok (q, e, nr);
+  bad = e[0];
+  bad.name = (char[1025]) { 0 };
+  assert_int_equal (qcow2_write_directory (q, &bad, 1, &err), -1);
+  assert_string_equal (err.msg, "Bitmap name cannot be empty");
+  memset (bad.name, 'x', 1024);
+  assert_int_equal (qcow2_write_directory (q, &bad, 1, &err), -1);
+  assert_string_equal (err.msg,
+                       "Name length exceeds maximum (1023 characters)");
+  close_ok (q);
+
+  check_clean ();
+  list = list_by_qemu ();
+  for (size_t i = 0; i < nr; ++i) {
+    uint64_t want = UINT64_C (1) << i;
+
+    assert_true (is_listed (list, i, names[i], 16, true, false));
+    compare_with_qemu (names[i], 16, MIB, &want);
+  }
+  json_decref (list);
+  close_ok (open_ok (MIB, QCOW2_CLEAN));
+}
+
+/* 2^32 bits, and not one more, in QEMU's words. */
+static void
+test_limits (void **state)
+{
+  struct qcow2_bits *b;
+  struct qcow2 *q;
+  struct stat st, st2;
+
+  unlink (sidecar);
+  q = open_ok (2 * TIB + 512, QCOW2_CREATED);
+  assert_int_equal (stat (sidecar, &st), 0);
+  assert_null (qcow2_alloc (q, 9, &err));
+  assert_string_equal (err.msg, "Too much space will be occupied by the "
+                       "bitmap. Use larger granularity");
+  assert_null (qcow2_alloc (q, 8, &err));
+  assert_string_equal (err.msg, "Granularity must be power of 2 and at least "
+                       "512");
+  assert_null (qcow2_alloc (q, 32, &err));
+  assert_int_equal (stat (sidecar, &st2), 0);
+  assert_int_equal (st.st_blocks, st2.st_blocks);
+  close_ok (q);
+
+  unlink (sidecar);
+  q = open_ok (2 * TIB, QCOW2_CREATED);
+  b = qcow2_alloc (q, 9, &err);
+  assert_non_null (b);
+  /* Allocated for real. */
+  assert_int_equal (stat (sidecar, &st), 0);
+  assert_true ((uint64_t) st.st_blocks * 512 >= 512 * MIB);
+  qcow2_free (q, b);
+  assert_int_equal (stat (sidecar, &st), 0);
+  assert_true ((uint64_t) st.st_blocks * 512 < 64 * MIB);
+  close_ok (q);
+  unlink (sidecar);
+
+  assert_null (qcow2_open (sidecar, disk, 1000, &(enum qcow2_found) { 0 },
+                           &err));
+  assert_null (qcow2_open (sidecar, disk, INT64_MAX - 511,
+                           &(enum qcow2_found) { 0 }, &err));
+  assert_int_equal (access (sidecar, F_OK), -1);
+}
+
+/* No room: an error, and everything is as it was. */
+static void
+test_no_space (void **state)
+{
+  struct rlimit old, limit;
+  struct qcow2_entry e;
+  struct qcow2 *q;
+  struct stat st;
+
+  unlink (sidecar);
+  make_disk (GIB);
+  q = open_ok (GIB, QCOW2_CREATED);
+  e = new_entry (q, "a", 16, true);
+  write_ok (q, &e, 1);
+  assert_int_equal (stat (sidecar, &st), 0);
+  signal (SIGXFSZ, SIG_IGN);
+  getrlimit (RLIMIT_FSIZE, &old);
+  limit = old;
+  limit.rlim_cur = st.st_size;
+  assert_int_equal (setrlimit (RLIMIT_FSIZE, &limit), 0);
+  assert_null (qcow2_alloc (q, 12, &err));
+  assert_int_equal (err.errnum, EFBIG);
+  setrlimit (RLIMIT_FSIZE, &old);
+  /* What exists can be closed, and it can be tried again. */
+  qcow2_free (q, qcow2_alloc (q, 12, &err));
+  close_ok (q);
+  check_clean ();
+}
+
+/* Adding and removing for ever does not make the file grow, and reused
+ * clusters come back zeroed.
+ */
+static void
+test_no_growth (void **state)
+{
+  struct qcow2_entry e[6] = { { .name = NULL } }, list[6];
+  static char names[6][8] = { "a", "b", "c", "d", "e", "f" };
+  const unsigned shift[6] = { 9, 9, 10, 12, 16, 9 };
+  struct qcow2 *q;
+  struct stat st, st2;
+  const uint64_t size = 16 * GIB; /* 2 clusters of bits with 512 bytes */
+
+  unlink (sidecar);
+  make_disk (size);
+  q = open_ok (size, QCOW2_CREATED);
+  for (int round = 0; round < 200; ++round) {
+    size_t i = rnd (6), nr = 0;
+    struct qcow2_bits *gone = e[i].bits;
+
+    if (gone)
+      e[i].bits = NULL;
+    else {
+      uint64_t last = qcow2_nr_bits (size, shift[i]) - 1;
+
+      e[i] = new_entry (q, names[i], shift[i], true);
+      assert_int_equal (qcow2_words (e[i].bits)[0], 0);
+      assert_int_equal (qcow2_words (e[i].bits)[last / 64], 0);
+      set_bit (qcow2_words (e[i].bits), 0);
+      set_bit (qcow2_words (e[i].bits), last);
+    }
+    for (i = 0; i < 6; ++i)
+      if (e[i].bits)
+        list[nr++] = e[i];
+    write_ok (q, list, nr);
+    qcow2_free (q, gone);
+    if (round == 100)
+      assert_int_equal (stat (sidecar, &st), 0);
+  }
+  assert_int_equal (stat (sidecar, &st2), 0);
+  assert_true (st2.st_size < st.st_size + 8 * 2 * (off_t) MIB);
+  /* All six at once, twice over, in any order. */
+  assert_true (st2.st_size < 80 * (off_t) MIB);
+  close_ok (q);
+  check_clean ();
+}
+
+/* A crash: exact bits, then, with bit 63 cleared, inconsistent ones. */
+static void
+test_unclean (void **state)
+{
+  struct qcow2_entry e[2];
+  const struct qcow2_entry *f;
+  struct qcow2 *q;
+  size_t nr;
+  json_t *list;
+
+  unlink (sidecar);
+  make_disk (GIB);
+  q = open_ok (GIB, QCOW2_CREATED);
+  e[0] = new_entry (q, "a", 16, true);
+  e[1] = new_entry (q, "b", 16, false);
+  write_ok (q, e, 2);
+  set_bit (qcow2_words (e[0].bits), 77);
+  qcow2_abandon (q);
+  list = list_by_qemu ();
+  assert_true (is_listed (list, 0, "a", 16, true, true));
+  json_decref (list);
+
+  q = open_ok (GIB, QCOW2_UNCLEAN);
+  f = qcow2_entries (q, &nr);
+  assert_int_equal (nr, 2);
+  assert_true (f[0].in_use && !f[0].inconsistent);
+  assert_true (test_bit (qcow2_words (f[0].bits), 77));
+  qcow2_abandon (q);
+
+  /* Ours no more: somebody wrote behind our back. */
+  patch64 (AUTOCLEAR, peek64 (AUTOCLEAR) & ~QCOW2_AUTOCLEAR_OURS);
+  q = open_ok (GIB, QCOW2_FOREIGN);
+  f = qcow2_entries (q, &nr);
+  assert_int_equal (nr, 2);
+  assert_true (f[0].inconsistent && f[0].bits == NULL);
+  assert_true (f[1].inconsistent && f[0].autoflag && !f[1].autoflag);
+  close_ok (q);
+  check_clean ();
+
+  /* It stays so, and is no crash; beside it, others are kept. */
+  q = open_ok (GIB, QCOW2_CLEAN);
+  f = qcow2_entries (q, &nr);
+  assert_int_equal (nr, 2);
+  assert_true (f[0].inconsistent && f[1].inconsistent);
+  e[0] = f[0];
+  e[0].name = strdup (f[0].name);
+  e[1] = new_entry (q, "c", 16, true);
+  set_bit (qcow2_words (e[1].bits), 3);
+  write_ok (q, e, 2);
+  qcow2_abandon (q);
+  free (e[0].name);
+  q = open_ok (GIB, QCOW2_UNCLEAN);
+  f = qcow2_entries (q, &nr);
+  assert_int_equal (nr, 2);
+  assert_true (f[0].inconsistent && !f[1].inconsistent);
+  assert_true (test_bit (qcow2_words (f[1].bits), 3));
+  close_ok (q);
+  check_clean ();
+  list = list_by_qemu ();
+  assert_true (is_listed (list, 0, "a", 16, true, true));
+  assert_true (is_listed (list, 1, "c", 16, true, false));
+  json_decref (list);
+
+  /* QEMU can remove what is inconsistent, and we go on. */
+  RUN_OK ("qemu-img", "bitmap", "--remove", "-f", "qcow2", sidecar, "a");
+  q = open_ok (GIB, QCOW2_FOREIGN);
+  f = qcow2_entries (q, &nr);
+  assert_int_equal (nr, 1);
+  assert_true (test_bit (qcow2_words (f[0].bits), 3));
+  close_ok (q);
+  check_clean ();
+}
+
+/* A bitmap that becomes inconsistent while it has bits. */
+static void
+test_become_inconsistent (void **state)
+{
+  struct qcow2_entry e;
+  const struct qcow2_entry *f;
+  struct qcow2 *q;
+  size_t nr;
+
+  unlink (sidecar);
+  make_disk (GIB);
+  q = open_ok (GIB, QCOW2_CREATED);
+  e = new_entry (q, "a", 9, true);
+  write_ok (q, &e, 1);
+  memset (qcow2_words (e.bits), 0xff, 4096);
+  e.inconsistent = true;
+  write_ok (q, &e, 1);
+  close_ok (q);
+  check_clean ();
+  q = open_ok (GIB, QCOW2_CLEAN);
+  f = qcow2_entries (q, &nr);
+  assert_true (nr == 1 && f[0].inconsistent && f[0].bits == NULL);
+  close_ok (q);
+}
+
+/* No bitmaps: QEMU is content, and adds one of its own. */
+static void
+test_none (void **state)
+{
+  const struct qcow2_entry *f;
+  struct qcow2_entry e;
+  struct qcow2 *q;
+  json_t *list;
+  size_t nr;
+
+  unlink (sidecar);
+  make_disk (10 * MIB + 512);
+  q = open_ok (10 * MIB + 512, QCOW2_CREATED);
+  e = new_entry (q, "gone", 16, true);
+  write_ok (q, &e, 1);
+  write_ok (q, NULL, 0);
+  qcow2_free (q, e.bits);
+  close_ok (q);
+  check_clean ();
+  assert_null (list_by_qemu ());
+  RUN_OK ("qemu-img", "bitmap", "--add", "-g", "4096", "-f", "qcow2",
+          sidecar, "theirs");
+  RUN_OK ("qemu-io", "-f", "qcow2", "-c", "write -P 7 8192 4096", sidecar);
+  check_clean ();
+  q = open_ok (10 * MIB + 512, QCOW2_FOREIGN);
+  f = qcow2_entries (q, &nr);
+  assert_int_equal (nr, 1);
+  assert_string_equal (f[0].name, "theirs");
+  assert_true (f[0].autoflag);
+  assert_int_equal (qcow2_words (f[0].bits)[0], 4);
+  close_ok (q);
+  check_clean ();
+  list = list_by_qemu ();
+  assert_true (is_listed (list, 0, "theirs", 12, true, false));
+  json_decref (list);
+}
+
+/* QEMU's zeroing through the sidecar must not hide what is written later. */
+static void
+test_zeroed_by_qemu (void **state)
+{
+  struct qcow2 *q;
+  char data[512];
+  int fd;
+
+  unlink (sidecar);
+  make_disk (64 * MIB);
+  close_ok (open_ok (64 * MIB, QCOW2_CREATED));
+  RUN_OK ("qemu-io", "-f", "qcow2", "-c", "write -z -u 0 8M", "-c",
+          "discard 8M 8M", sidecar);
+  q = open_ok (64 * MIB, QCOW2_FOREIGN);
+  close_ok (q);
+  fd = open (disk, O_RDWR | O_CLOEXEC);
+  memset (data, 0x5a, sizeof data);
+  assert_int_equal (pwrite (fd, data, 512, 0), 512);
+  assert_int_equal (pwrite (fd, data, 512, 8 * MIB), 512);
+  close (fd);
+  RUN_OK ("qemu-io", "-r", "-f", "qcow2", "-c", "read -P 0x5a 0 512", "-c",
+          "read -P 0x5a 8M 512", sidecar);
+}
+
+/* What QEMU makes, with any clusters, is read exactly. */
+static void
+foreign (const char *cluster_size, uint64_t size)
+{
+  char options[PATH_MAX + 128], text[32], write[64];
+  const unsigned shifts[] = { 9, 12, 16, 20 };
+  const uint64_t offsets[] = { 0, 65536 * 3 + 512, size / 2, size - 512 };
+  const uint64_t lens[] = { 512, 70000 / 512 * 512, 512 * 9, 512 };
+  const struct qcow2_entry *f;
+  struct qcow2 *q;
+  size_t nr;
+
+  unlink (sidecar);
+  make_disk (size);
+  snprintf (options, sizeof options,
+            "data_file=%s,data_file_raw=on,cluster_size=%s", disk,
+            cluster_size);
+  snprintf (text, sizeof text, "%llu", (unsigned long long) size);
+  RUN_OK ("qemu-img", "create", "-q", "-f", "qcow2", "-o", options, sidecar,
+          text);
+  for (size_t i = 0; i < 4; ++i) {
+    char name[16], g[16];
+
+    snprintf (name, sizeof name, "s%u", shifts[i]);
+    snprintf (g, sizeof g, "%u", 1u << shifts[i]);
+    RUN_OK ("qemu-img", "bitmap", "--add", "-g", g, "-f", "qcow2", sidecar,
+            name);
+  }
+  RUN_OK ("qemu-img", "bitmap", "--add", "--disable", "-f", "qcow2", sidecar,
+          "off");
+  for (size_t i = 0; i < 4; ++i) {
+    snprintf (write, sizeof write, "write %llu %llu",
+              (unsigned long long) offsets[i], (unsigned long long) lens[i]);
+    RUN_OK ("qemu-io", "-f", "qcow2", "-c", write, sidecar);
+  }
+
+  q = open_ok (size, QCOW2_FOREIGN);
+  f = qcow2_entries (q, &nr);
+  assert_int_equal (nr, 5);
+  for (size_t i = 0; i < 4; ++i) {
+    uint64_t words = qcow2_nr_words (size, shifts[i]);
+    uint64_t *want = calloc (words, 8);
+
+    for (size_t w = 0; w < 4; ++w)
+      for (uint64_t b = offsets[w] >> shifts[i];
+           b <= (offsets[w] + lens[w] - 1) >> shifts[i]; ++b)
+        set_bit (want, b);
+    assert_int_equal (f[i].shift, shifts[i]);
+    assert_true (f[i].autoflag && !f[i].inconsistent && !f[i].in_use);
+    assert_memory_equal (qcow2_words (f[i].bits), want, words * 8);
+    free (want);
+  }
+  assert_string_equal (f[4].name, "off");
+  assert_false (f[4].autoflag);
+  close_ok (q);
+  check_clean ();
+  close_ok (open_ok (size, QCOW2_CLEAN));
+}
+
+static void
+test_foreign (void **state)
+{
+  foreign ("512", 6 * MIB + 1024);
+  foreign ("4k", 24 * MIB);
+  foreign ("64k", 700 * MIB + 512);
+  foreign ("2M", 20 * GIB);
+}
+
+/* Tables with all-ones and absent entries, clusters in any order, garbage
+ * beyond the last granule.
+ */
+static void
+test_odd_tables (void **state)
+{
+  const uint64_t size = 10 * MIB + 512 * 5; /* 20485 bits: 6 clusters */
+  char options[PATH_MAX + 128];
+  const struct qcow2_entry *f;
+  uint64_t at, table, words[64];
+  struct qcow2 *q;
+  size_t nr;
+
+  unlink (sidecar);
+  make_disk (size);
+  snprintf (options, sizeof options,
+            "data_file=%s,data_file_raw=on,cluster_size=512", disk);
+  RUN_OK ("qemu-img", "create", "-q", "-f", "qcow2", "-o", options, sidecar,
+          "10488320");
+  RUN_OK ("qemu-img", "bitmap", "--add", "-g", "512", "-f", "qcow2", sidecar,
+          "a");
+  RUN_OK ("qemu-io", "-f", "qcow2", "-c", "write 0 10488320", sidecar);
+  RUN_OK ("qemu-img", "bitmap", "--add", "--disable", "-g", "512", "-f",
+          "qcow2", sidecar, "b");
+
+  /* The extension is somewhere behind the header. */
+  for (at = 0; peek64 (at) >> 32 != QCOW2_EXT_BITMAPS; at += 8)
+    assert_true (at < 4096);
+  table = peek64 (peek64 (at + 24));
+  /* All bits are set, and so are the entries; give it clusters instead. */
+  at = 1 << 20;
+  for (int i = 0; i < 64; ++i)
+    words[i] = UINT64_C (0x0101010101010101) * i;
+  patch (at, words, 512);
+  patch (at + 4096, words, 512);
+  memset (words, 0xff, sizeof words);
+  patch (at + 2048, words, 512); /* the last, full of garbage */
+  patch64 (table, at + 4096);
+  patch64 (table + 8, at);
+  patch64 (table + 16, 0);
+  patch64 (table + 24, QCOW2_TABLE_ALL_ONES);
+  patch64 (table + 32, at + 4096);
+  patch64 (table + 40, at + 2048);
+
+  /* The same, grown: garbage must not become bits of the new end. */
+  q = open_ok (size + 512 * 4096, QCOW2_FOREIGN);
+  f = qcow2_entries (q, &nr);
+  assert_int_equal (nr, 2);
+  for (int i = 0; i < 64; ++i) {
+    const uint64_t w = UINT64_C (0x0101010101010101) * i;
+    const uint64_t *have = qcow2_words (f[0].bits);
+
+    assert_int_equal (have[i], w);
+    assert_int_equal (have[64 + i], w);
+    assert_int_equal (have[128 + i], 0);
+    assert_int_equal (have[192 + i], UINT64_MAX);
+    assert_int_equal (have[256 + i], w);
+    assert_int_equal (qcow2_words (f[1].bits)[i], 0);
+  }
+  for (uint64_t b = 20480; b < 20485 + 4096; ++b) {
+    assert_true (test_bit (qcow2_words (f[0].bits), b));
+    assert_false (test_bit (qcow2_words (f[1].bits), b));
+  }
+  close_ok (q);
+
+  /* Shrunk: the tail is cut. */
+  q = open_ok (512 * 70, QCOW2_CLEAN);
+  f = qcow2_entries (q, &nr);
+  assert_int_equal (qcow2_words (f[0].bits)[1],
+                    UINT64_C (0x0101010101010101) & 0x3f);
+  close_ok (q);
+  make_disk (512 * 70);
+  check_clean ();
+}
+
+/* Garbage beyond the last granule of a bitmap that does not record, grown. */
+static void
+test_garbage_then_growth (void **state)
+{
+  const struct qcow2_entry *f;
+  struct qcow2_entry e;
+  struct qcow2 *q;
+  size_t nr;
+
+  unlink (sidecar);
+  make_disk (512 * 5);
+  q = open_ok (512 * 5, QCOW2_CREATED);
+  e = new_entry (q, "off", 9, false);
+  write_ok (q, &e, 1);
+  qcow2_words (e.bits)[0] = UINT64_MAX;
+  close_ok (q);
+  q = open_ok (512 * 90, QCOW2_CLEAN);
+  f = qcow2_entries (q, &nr);
+  assert_int_equal (qcow2_words (f[0].bits)[0], 0x1f);
+  assert_int_equal (qcow2_words (f[0].bits)[1], 0);
+  qcow2_words (f[0].bits)[1] = UINT64_MAX;
+  close_ok (q);
+  q = open_ok (512 * 90, QCOW2_CLEAN);
+  f = qcow2_entries (q, &nr);
+  assert_int_equal (qcow2_words (f[0].bits)[1], (1 << 26) - 1);
+  close_ok (q);
+}
+
+/* Growth while unclean is still unclean; a moved disk likewise keeps all. */
+static void
+test_resize_unclean (void **state)
+{
+  const struct qcow2_entry *f;
+  struct qcow2_entry e[2];
+  char other[PATH_MAX + 8];
+  enum qcow2_found found;
+  struct qcow2 *q;
+  size_t nr;
+  int status;
+  char *out;
+
+  unlink (sidecar);
+  make_disk (GIB);
+  q = open_ok (GIB, QCOW2_CREATED);
+  e[0] = new_entry (q, "a", 20, true);
+  e[1] = new_entry (q, "b", 20, false);
+  write_ok (q, e, 2);
+  set_bit (qcow2_words (e[0].bits), 9);
+  qcow2_abandon (q);
+  q = open_ok (GIB + 512, QCOW2_UNCLEAN);
+  f = qcow2_entries (q, &nr);
+  assert_true (test_bit (qcow2_words (f[0].bits), 9));
+  assert_true (test_bit (qcow2_words (f[0].bits), 1024));
+  assert_false (test_bit (qcow2_words (f[0].bits), 1023));
+  assert_false (test_bit (qcow2_words (f[1].bits), 1024));
+  close_ok (q);
+
+  snprintf (other, sizeof other, "%s.moved", disk);
+  make_disk (GIB + 512);
+  assert_int_equal (rename (disk, other), 0);
+  q = qcow2_open (sidecar, other, GIB + 512, &found, &err);
+  assert_non_null (q);
+  assert_int_equal (found, QCOW2_CLEAN);
+  close_ok (q);
+  out = run (&status, "qemu-img", "info", sidecar, NULL);
+  assert_non_null (strstr (out, other));
+  free (out);
+  unlink (other);
+
+  /* Grown beyond 2^32 bits: the disk opens, the bitmap is given up. */
+  unlink (sidecar);
+  q = open_ok (2 * TIB, QCOW2_CREATED);
+  e[0] = new_entry (q, "a", 9, true);
+  e[1] = new_entry (q, "b", 16, true);
+  write_ok (q, e, 2);
+  close_ok (q);
+  q = open_ok (2 * TIB + 512, QCOW2_CLEAN);
+  f = qcow2_entries (q, &nr);
+  assert_true (f[0].inconsistent && f[0].bits == NULL);
+  assert_false (f[1].inconsistent);
+  close_ok (q);
+  make_disk (2 * TIB + 512);
+  check_clean ();
+  q = open_ok (2 * TIB + 512, QCOW2_CLEAN);
+  f = qcow2_entries (q, &nr);
+  assert_true (nr == 2 && f[0].inconsistent && !f[1].inconsistent);
+  close_ok (q);
+}
+
+/* Two cannot have it, nor we and QEMU. */
+static void
+test_in_use (void **state)
+{
+  enum qcow2_found found;
+  struct qcow2 *q;
+  int status;
+  char *out;
+
+  unlink (sidecar);
+  make_disk (MIB);
+  q = open_ok (MIB, QCOW2_CREATED);
+  assert_null (qcow2_open (sidecar, disk, MIB, &found, &err));
+  assert_int_equal (err.errnum, EAGAIN);
+  out = run (&status, "qemu-io", "-f", "qcow2", "-c", "write 0 512", sidecar,
+             NULL);
+  assert_int_not_equal (status, 0);
+  assert_non_null (strstr (out, "Failed to get \"write\" lock"));
+  free (out);
+  out = run (&status, "qemu-img", "info", "-f", "qcow2", sidecar, NULL);
+  assert_int_not_equal (status, 0);
+  assert_non_null (strstr (out, "Failed to get shared \"write\" lock"));
+  free (out);
+  RUN_OK ("qemu-img", "info", "-U", "-f", "qcow2", sidecar);
+  close_ok (q);
+
+  /* The lock is on the new file after a rebuild, too. */
+  q = open_ok (2 * MIB, QCOW2_CLEAN);
+  assert_null (qcow2_open (sidecar, disk, 2 * MIB, &found, &err));
+  assert_int_equal (err.errnum, EAGAIN);
+  close_ok (q);
+}
+
+/* A terabyte costs little, on disk and in time. */
+static void
+test_terabyte (void **state)
+{
+  struct timespec a, b;
+  struct qcow2_entry e;
+  struct qcow2 *q;
+  struct stat st;
+  double ms;
+
+  unlink (sidecar);
+  make_disk (TIB);
+  q = open_ok (TIB, QCOW2_CREATED);
+  e = new_entry (q, "a", 16, true);
+  write_ok (q, &e, 1);
+  close_ok (q);
+  assert_int_equal (stat (sidecar, &st), 0);
+  assert_true (st.st_blocks * 512 < 16 * (off_t) MIB);
+  clock_gettime (CLOCK_MONOTONIC, &a);
+  q = open_ok (TIB, QCOW2_CLEAN);
+  clock_gettime (CLOCK_MONOTONIC, &b);
+  close_ok (q);
+  ms = (b.tv_sec - a.tv_sec) * 1e3 + (b.tv_nsec - a.tv_nsec) / 1e6;
+  print_message ("a sidecar of 1 TiB opened in %.2f ms\n", ms);
+  /* For what it depends on, see the figures above; this is for a disaster. */
+  assert_true (ms < 1000);
+}
+
+/* What is not a sidecar is refused in clear words, and left alone. */
+static void
+refuse (const char *words)
+{
+  enum qcow2_found found;
+  struct stat before, after;
+
+  assert_int_equal (stat (sidecar, &before), 0);
+  assert_null (qcow2_open (sidecar, disk, MIB, &found, &err));
+  if (strstr (err.msg, words) == NULL)
+    fail_msg ("\"%s\" is not in: %s", words, err.msg);
+  assert_non_null (strstr (err.msg, sidecar));
+  assert_int_equal (stat (sidecar, &after), 0);
+  assert_memory_equal (&before.st_mtim, &after.st_mtim, sizeof before.st_mtim);
+  assert_int_equal (before.st_ino, after.st_ino);
+}
+
+static void
+test_refused (void **state)
+{
+  char path[PATH_MAX + 8];
+  uint64_t incompat;
+
+  make_disk (MIB);
+  unlink (sidecar);
+  RUN_OK ("qemu-img", "create", "-q", "-f", "qcow2", sidecar, "1M");
+  refuse ("holds a disk of its own");
+  RUN_OK ("qemu-img", "create", "-q", "-f", "qcow2", "-o", "compat=0.10",
+          sidecar, "1M");
+  refuse ("version 2");
+  RUN_OK ("qemu-img", "create", "-q", "-f", "qcow2", "-b", disk, "-F", "raw",
+          sidecar, "1M");
+  refuse ("backing file");
+  RUN_OK ("qemu-img", "create", "-q", "-f", "raw", sidecar, "1M");
+  refuse ("not a qcow2");
+  assert_int_equal (truncate (sidecar, 50), 0);
+  refuse ("too short");
+  assert_int_equal (truncate (sidecar, 0), 0);
+  refuse ("too short");
+  unlink (sidecar);
+  assert_int_equal (mkfifo (sidecar, 0600), 0);
+  refuse ("not a regular file");
+  unlink (sidecar);
+
+  close_ok (open_ok (MIB, QCOW2_CREATED));
+  incompat = peek64 (72);
+  patch64 (72, incompat | QCOW2_INCOMPAT_CORRUPT);
+  refuse ("marked corrupt");
+  patch64 (72, incompat | 1 << 9);
+  refuse ("not known here");
+  patch64 (72, incompat);
+  patch64 (AUTOCLEAR, peek64 (AUTOCLEAR) & ~QCOW2_AUTOCLEAR_DATA_FILE_RAW);
+  refuse ("not raw");
+
+  snprintf (path, sizeof path, "%s.new", sidecar);
+  assert_int_equal (access (path, F_OK), -1);
+}
+
+int
+main (void)
+{
+  static const struct CMUnitTest tests[] = {
+    cmocka_unit_test (test_granularities),
+    cmocka_unit_test (test_granularities_large),
+    cmocka_unit_test (test_empty_disk),
+    cmocka_unit_test (test_names),
+    cmocka_unit_test (test_limits),
+    cmocka_unit_test (test_no_space),
+    cmocka_unit_test (test_no_growth),
+    cmocka_unit_test (test_unclean),
+    cmocka_unit_test (test_become_inconsistent),
+    cmocka_unit_test (test_none),
+    cmocka_unit_test (test_zeroed_by_qemu),
+    cmocka_unit_test (test_foreign),
+    cmocka_unit_test (test_odd_tables),
+    cmocka_unit_test (test_garbage_then_growth),
+    cmocka_unit_test (test_resize_unclean),
+    cmocka_unit_test (test_in_use),
+    cmocka_unit_test (test_terabyte),
+    cmocka_unit_test (test_refused),
+  };
+
+  if (!have ("qemu-img") || !have ("qemu-io") || !have ("qemu-nbd")
+      || !have ("nbdinfo")) {
+    printf ("QEMU's tools and nbdinfo are needed\n");
+    return 77;
+  }
+  return cmocka_run_group_tests (tests, make_dir, remove_dir);
+}
