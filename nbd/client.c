@@ -1,0 +1,473 @@
+/* nbdferry - one connection to an NBD server
+ * SPDX-License-Identifier: BSD-3-Clause
+ *
+ * Every request is an asynchronous one that is driven here by poll(2) on the
+ * connection and on the stop's eventfd, until it is done.  A request that is
+ * given up leaves the connection in the middle of a message, so the client is
+ * dead from then on.
+ */
+#include <config.h>
+
+#include <errno.h>
+#include <inttypes.h>
+#include <poll.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+
+#include <libnbd.h>
+
+#include "cleanup.h"
+#include "client.h"
+#include "clock.h"
+
+struct client {
+  struct nbd_handle *nbd;
+  const struct stop *stop;
+  unsigned timeout_ms;
+  bool given_up;
+};
+
+/* ---- stop ---- */
+
+int
+stop_init (struct stop *s, struct error *err)
+{
+  s->fd = eventfd (0, EFD_CLOEXEC | EFD_NONBLOCK);
+  return s->fd == -1 ? error_set (err, errno, "eventfd: %m") : 0;
+}
+
+void
+stop_destroy (struct stop *s)
+{
+  if (s->fd >= 0)
+    close (s->fd);
+  s->fd = -1;
+}
+
+void
+stop_throw (struct stop *s)
+{
+  uint64_t one = 1;
+
+  /* Nobody reads it, so that it stays thrown; it cannot overflow. */
+  if (write (s->fd, &one, sizeof one) == -1)
+    return;
+}
+
+bool
+stop_wait (const struct stop *s, uint64_t ns)
+{
+  struct pollfd p = { .fd = s->fd, .events = POLLIN };
+  struct timespec ts = { ns / NS_PER_S, ns % NS_PER_S };
+
+  return ppoll (&p, 1, &ts, NULL) == 1;
+}
+
+/* ---- waiting ---- */
+
+/* Drive the connection one step.  -1: given up, or libnbd failed. */
+static int
+step (struct client *c, uint64_t deadline)
+{
+  unsigned dir = nbd_aio_get_direction (c->nbd);
+  struct pollfd p[2] = {
+    { .fd = nbd_aio_get_fd (c->nbd) },
+    { .fd = c->stop ? c->stop->fd : -1, .events = POLLIN },
+  };
+  int timeout = -1, r;
+
+  if (p[0].fd == -1)
+    return -1;
+  if (dir & LIBNBD_AIO_DIRECTION_READ)
+    p[0].events |= POLLIN;
+  if (dir & LIBNBD_AIO_DIRECTION_WRITE)
+    p[0].events |= POLLOUT;
+  if (deadline > 0) {
+    uint64_t now = now_ns ();
+
+    if (now >= deadline) {
+      c->given_up = true;
+      errno = ETIMEDOUT;
+      return -1;
+    }
+    timeout = (deadline - now + NS_PER_MS - 1) / NS_PER_MS;
+  }
+  r = poll (p, 2, timeout);
+  if (r == -1)
+    return errno == EINTR ? 0 : -1;
+  if (p[1].revents) {
+    c->given_up = true;
+    errno = ECANCELED;
+    return -1;
+  }
+  if (p[0].revents == 0)
+    return 0;
+  if ((dir & LIBNBD_AIO_DIRECTION_READ) && (p[0].revents & ~POLLOUT))
+    return nbd_aio_notify_read (c->nbd);
+  return nbd_aio_notify_write (c->nbd);
+}
+
+static uint64_t
+deadline_in (unsigned ms)
+{
+  return ms ? now_ns () + ms * NS_PER_MS : 0;
+}
+
+/* The errno of libnbd's last error, never 0. */
+static int
+nbd_errno (void)
+{
+  int e = nbd_get_errno ();
+
+  return e ? e : EIO;
+}
+
+/* Drive a request to its end. */
+static int
+finish (struct client *c, int64_t cookie)
+{
+  uint64_t deadline = deadline_in (c->timeout_ms);
+
+  if (cookie == -1) {
+    errno = nbd_errno ();
+    return -1;
+  }
+  for (;;) {
+    int r = nbd_aio_command_completed (c->nbd, cookie);
+
+    if (r == 1)
+      return 0;
+    if (r == -1) {
+      errno = nbd_errno ();
+      return -1;
+    }
+    if (step (c, deadline) == -1) {
+      if (c->given_up)
+        return -1;
+      /* A connection that just died completes its commands, with an error. */
+      if (nbd_aio_is_dead (c->nbd) || nbd_aio_is_closed (c->nbd))
+        continue;
+      errno = nbd_errno ();
+      return -1;
+    }
+  }
+}
+
+/* ---- connecting ---- */
+
+static int
+drive_until (struct client *c, int (*there) (struct nbd_handle *),
+             uint64_t deadline, const char *uri, struct error *err)
+{
+  while (!there (c->nbd)) {
+    if (nbd_aio_is_dead (c->nbd) || nbd_aio_is_closed (c->nbd) ||
+        step (c, deadline) == -1) {
+      if (c->given_up && errno == ETIMEDOUT)
+        return error_set (err, ETIMEDOUT, "connect to %s: no answer in time",
+                          uri);
+      if (c->given_up)
+        return error_set (err, ECANCELED, "connect to %s: given up", uri);
+      return error_set (err, nbd_get_errno () ? nbd_get_errno () : ECONNRESET,
+                        "connect to %s: %s", uri,
+                        nbd_get_error () ? nbd_get_error ()
+                                         : "the server hung up");
+    }
+  }
+  return 0;
+}
+
+static int
+negotiating_or_more (struct nbd_handle *nbd)
+{
+  return nbd_aio_is_negotiating (nbd) || nbd_aio_is_ready (nbd);
+}
+
+static int
+prepare_handle (struct client *c, struct error *err)
+{
+  c->nbd = nbd_create ();
+  if (c->nbd == NULL ||
+      nbd_set_uri_allow_local_file (c->nbd, true) == -1 ||
+      nbd_set_opt_mode (c->nbd, true) == -1 ||
+      nbd_add_meta_context (c->nbd, LIBNBD_CONTEXT_BASE_ALLOCATION) == -1)
+    return error_set (err, nbd_errno (), "%s", nbd_get_error ());
+  return 0;
+}
+
+struct client *
+client_connect (const char *uri, const char *export, const struct stop *stop,
+                unsigned timeout_ms, struct error *err)
+{
+  struct client *c = calloc (1, sizeof *c);
+  uint64_t deadline = deadline_in (timeout_ms);
+
+  if (c == NULL) {
+    error_set (err, ENOMEM, "%m");
+    return NULL;
+  }
+  c->stop = stop;
+  if (prepare_handle (c, err) == -1)
+    goto fail;
+  if (nbd_aio_connect_uri (c->nbd, uri) == -1) {
+    error_set (err, nbd_errno (), "connect to %s: %s", uri,
+               nbd_get_error ());
+    goto fail;
+  }
+  if (drive_until (c, negotiating_or_more, deadline, uri, err) == -1)
+    goto fail;
+  if (nbd_aio_is_negotiating (c->nbd)) {
+    if ((export && nbd_set_export_name (c->nbd, export) == -1) ||
+        nbd_aio_opt_go (c->nbd, NBD_NULL_COMPLETION) == -1) {
+      error_set (err, nbd_errno (), "%s: %s", uri, nbd_get_error ());
+      goto fail;
+    }
+    /* A refused export takes the handle back to negotiating. */
+    if (drive_until (c, negotiating_or_more, deadline, uri, err) == -1)
+      goto fail;
+  }
+  if (!nbd_aio_is_ready (c->nbd)) {
+    error_set (err, ENOENT, "%s: the server does not give the export '%s'",
+               uri, export ? export : "");
+    goto fail;
+  }
+  return c;
+
+ fail:
+  client_close (c);
+  return NULL;
+}
+
+void
+client_close (struct client *c)
+{
+  if (c == NULL)
+    return;
+  if (c->nbd) {
+    if (!c->given_up && nbd_aio_is_ready (c->nbd) &&
+        nbd_aio_disconnect (c->nbd, 0) == 0) {
+      /* Let the word go out, but don't wait for an answer. */
+      uint64_t deadline = deadline_in (100);
+
+      while (nbd_aio_get_direction (c->nbd) & LIBNBD_AIO_DIRECTION_WRITE &&
+             step (c, deadline) == 0)
+        ;
+    }
+    nbd_close (c->nbd);
+  }
+  free (c);
+}
+
+bool
+client_is_dead (const struct client *c)
+{
+  return c->given_up || nbd_aio_is_dead (c->nbd) == 1 ||
+         nbd_aio_is_closed (c->nbd) == 1;
+}
+
+void
+client_set_timeout (struct client *c, unsigned timeout_ms)
+{
+  c->timeout_ms = timeout_ms;
+}
+
+void
+client_set_stop (struct client *c, const struct stop *stop)
+{
+  c->stop = stop;
+}
+
+uint64_t
+client_size (struct client *c)
+{
+  int64_t size = nbd_get_size (c->nbd);
+
+  return size < 0 ? 0 : size;
+}
+
+bool
+client_can_extents (struct client *c)
+{
+  return nbd_can_meta_context (c->nbd, LIBNBD_CONTEXT_BASE_ALLOCATION) == 1;
+}
+
+/* ---- requests ---- */
+
+int
+client_pread (struct client *c, void *buf, size_t count, uint64_t offset)
+{
+  return finish (c, nbd_aio_pread (c->nbd, buf, count, offset,
+                                   NBD_NULL_COMPLETION, 0));
+}
+
+static uint32_t
+nbd_flags (unsigned flags)
+{
+  uint32_t r = 0;
+
+  if (flags & DISK_FUA)
+    r |= LIBNBD_CMD_FLAG_FUA;
+  return r;
+}
+
+int
+client_pwrite (struct client *c, const void *buf, size_t count,
+               uint64_t offset, unsigned flags)
+{
+  return finish (c, nbd_aio_pwrite (c->nbd, buf, count, offset,
+                                    NBD_NULL_COMPLETION, nbd_flags (flags)));
+}
+
+int
+client_zero (struct client *c, uint64_t len, uint64_t offset, unsigned flags)
+{
+  uint32_t f = nbd_flags (flags);
+
+  if (!(flags & DISK_MAY_TRIM))
+    f |= LIBNBD_CMD_FLAG_NO_HOLE;
+  if (flags & DISK_FAST)
+    f |= LIBNBD_CMD_FLAG_FAST_ZERO;
+  return finish (c,
+                 nbd_aio_zero (c->nbd, len, offset, NBD_NULL_COMPLETION, f));
+}
+
+int
+client_trim (struct client *c, uint64_t len, uint64_t offset, unsigned flags)
+{
+  return finish (c, nbd_aio_trim (c->nbd, len, offset, NBD_NULL_COMPLETION,
+                                  nbd_flags (flags)));
+}
+
+int
+client_flush (struct client *c)
+{
+  return finish (c, nbd_aio_flush (c->nbd, NBD_NULL_COMPLETION, 0));
+}
+
+int
+client_cache (struct client *c, uint64_t len, uint64_t offset)
+{
+  if (nbd_can_cache (c->nbd) != 1)
+    return 0;
+  return finish (c,
+                 nbd_aio_cache (c->nbd, len, offset, NBD_NULL_COMPLETION, 0));
+}
+
+static int
+first_extent (void *opaque, const char *context, uint64_t offset,
+              uint32_t *entries, size_t nr, int *error)
+{
+  struct extent *ext = opaque;
+
+  (void) error;
+  if (strcmp (context, LIBNBD_CONTEXT_BASE_ALLOCATION) != 0 || nr < 2 ||
+      entries[0] == 0)
+    return 0;
+  if (offset + entries[0] < ext->end)
+    ext->end = offset + entries[0];
+  if (entries[1] & LIBNBD_STATE_ZERO)
+    ext->type = entries[1] & LIBNBD_STATE_HOLE ? EXTENT_HOLE : EXTENT_ZERO;
+  return 0;
+}
+
+int
+client_extent (struct client *c, uint64_t offset, uint64_t end,
+               struct extent *ext)
+{
+  nbd_extent_callback cb = { .callback = first_extent, .user_data = ext };
+  uint64_t len = end - offset;
+
+  *ext = (struct extent) { .start = offset, .end = end };
+  if (!client_can_extents (c))
+    return 0;
+  if (len > UINT32_MAX)
+    len = UINT32_MAX & ~UINT32_C (511);
+  ext->end = offset + len;
+  return finish (c, nbd_aio_block_status (c->nbd, len, offset, cb,
+                                          NBD_NULL_COMPLETION,
+                                          LIBNBD_CMD_FLAG_REQ_ONE));
+}
+
+/* The URI's export as it is written there: from *start, 'len' bytes. */
+static int
+find_export (const char *uri, const char **start, size_t *len,
+             struct error *err)
+{
+  const char *authority = strstr (uri, "://");
+  const char *end;
+
+  if (authority == NULL || strncmp (uri, "nbd", 3) != 0)
+    return error_set (err, EINVAL, "'%s' is not an NBD URI, such as "
+                      "nbd://host/disk or nbd+unix:///disk?socket=PATH", uri);
+  *start = authority + 3 + strcspn (authority + 3, "/?#");
+  end = *start + strcspn (*start, "?#");
+  *len = end - *start;
+  return 0;
+}
+
+char *
+client_uri_export (const char *uri, struct error *err)
+{
+  const char *from;
+  char *name, *to;
+  size_t len;
+
+  if (find_export (uri, &from, &len, err) == -1)
+    return NULL;
+  if (len > 0) { /* the slash */
+    from++;
+    len--;
+  }
+  name = to = malloc (len + 1);
+  if (name == NULL) {
+    error_set (err, ENOMEM, "%m");
+    return NULL;
+  }
+  while (len > 0) {
+    unsigned v;
+
+    if (*from == '%' && len >= 3 && sscanf (from + 1, "%2x", &v) == 1 &&
+        v != 0) {
+      *to++ = v;
+      from += 3;
+      len -= 3;
+    }
+    else {
+      *to++ = *from++;
+      len--;
+    }
+  }
+  *to = '\0';
+  return name;
+}
+
+char *
+client_uri_with_export (const char *uri, const char *export,
+                        struct error *err)
+{
+  static const char plain[] = "abcdefghijklmnopqrstuvwxyz"
+                              "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+                              "0123456789-._~@/:";
+  const char *old;
+  size_t len;
+  char *r, *to;
+
+  if (find_export (uri, &old, &len, err) == -1)
+    return NULL;
+  r = malloc (strlen (uri) + 1 + 3 * strlen (export) + 1);
+  if (r == NULL) {
+    error_set (err, ENOMEM, "%m");
+    return NULL;
+  }
+  to = mempcpy (r, uri, old - uri);
+  *to++ = '/';
+  for (; *export; export++) {
+    if (strchr (plain, *export))
+      *to++ = *export;
+    else
+      to += sprintf (to, "%%%02X", (unsigned char) *export);
+  }
+  strcpy (to, old + len);
+  return r;
+}

@@ -1,0 +1,77 @@
+/* nbdferry - one connection to an NBD server
+ * SPDX-License-Identifier: BSD-3-Clause
+ *
+ * A thin layer over libnbd that adds what it lacks here: every call can be
+ * given up, by time or by a struct stop that another thread throws, and the
+ * export can be chosen apart from the URI.  A client belongs to one thread at
+ * a time and has one request in flight.
+ */
+#ifndef FERRY_CLIENT_H
+#define FERRY_CLIENT_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "disk.h"
+#include "error.h"
+
+/* Thrown once, by any thread; whoever waits with it ends with ECANCELED. */
+struct stop {
+  int fd; /* an eventfd */
+};
+
+int stop_init (struct stop *s, struct error *err);
+void stop_destroy (struct stop *s);
+void stop_throw (struct stop *s);
+/* Wait that long, or until it is thrown: true if it was. */
+bool stop_wait (const struct stop *s, uint64_t ns);
+
+struct client;
+
+/* Connect to 'uri'.  'export' replaces the URI's export name, unless NULL.
+ * 'stop' must outlive the client.  NULL on error, also when that takes longer
+ * than 'timeout_ms' (0: no limit).
+ */
+struct client *client_connect (const char *uri, const char *export,
+                               const struct stop *stop, unsigned timeout_ms,
+                               struct error *err);
+void client_close (struct client *c); /* says good-bye if it still can */
+
+/* Is the connection lost?  If not, an error was the server's answer. */
+bool client_is_dead (const struct client *c);
+
+/* Each request that takes longer than this is given up, and the connection
+ * with it.  0 (the default): no limit.
+ */
+void client_set_timeout (struct client *c, unsigned timeout_ms);
+
+/* Listen to another stop from now on. */
+void client_set_stop (struct client *c, const struct stop *stop);
+
+uint64_t client_size (struct client *c);
+bool client_can_extents (struct client *c);
+
+/* 0, or -1 with errno; 'flags' as in disk.h.  Lengths up to 2^32 - 1; data up
+ * to 32 MiB.
+ */
+int client_pread (struct client *c, void *buf, size_t count, uint64_t offset);
+int client_pwrite (struct client *c, const void *buf, size_t count,
+                   uint64_t offset, unsigned flags);
+int client_zero (struct client *c, uint64_t len, uint64_t offset,
+                 unsigned flags);
+int client_trim (struct client *c, uint64_t len, uint64_t offset,
+                 unsigned flags);
+int client_flush (struct client *c);
+int client_cache (struct client *c, uint64_t len, uint64_t offset);
+int client_extent (struct client *c, uint64_t offset, uint64_t end,
+                   struct extent *ext);
+
+/* The export that an NBD URI names, "" if none; the caller frees it. */
+char *client_uri_export (const char *uri, struct error *err);
+
+/* The same URI with another export; the caller frees it. */
+char *client_uri_with_export (const char *uri, const char *export,
+                              struct error *err);
+
+#endif /* FERRY_CLIENT_H */

@@ -1,0 +1,32 @@
+/* nbdferry - a disk that an NBD server holds, through a pool of connections
+ * SPDX-License-Identifier: BSD-3-Clause
+ *
+ * Each connection has one request in flight; a request takes an idle one, or
+ * makes a new one, or waits for one.  When a connection dies, all of them are made anew, with a
+ * new epoch, with back-off and for as long as it takes; requests that were not
+ * answered are sent again only then.  What the epoch does is the caller's
+ * affair: it is part of the export's name (the fence of docs/protocol.md).
+ */
+#ifndef FERRY_POOL_H
+#define FERRY_POOL_H
+
+#include "client.h"
+#include "disk.h"
+
+/* Writes the export's name for an epoch into 'name' (4096 bytes). */
+typedef void (*pool_export_name) (void *opaque, uint64_t epoch, char *name);
+
+/* Connect once, and later up to 'nr' times as requests come.  'opaque' is freed with free () when the pool is
+ * closed, or here on error.  'size' is what the export must have.  The disk's
+ * close operation turns waiting requests away with ESHUTDOWN; it must not be
+ * called while there are any (pool_stop first).
+ */
+struct disk *pool_open (const char *uri, pool_export_name name, void *opaque,
+                        unsigned nr, uint64_t size, uint64_t epoch,
+                        const struct stop *stop, unsigned timeout_ms,
+                        struct error *err);
+
+/* Give up all that is under way, for good: requests end with ESHUTDOWN. */
+void pool_stop (struct disk *d);
+
+#endif /* FERRY_POOL_H */
