@@ -1,0 +1,182 @@
+/* nbdferry - the named bitmaps of a drive
+ * SPDX-License-Identifier: BSD-3-Clause
+ */
+#include <config.h>
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include <jansson.h>
+
+#include "cleanup.h"
+#include "drive.h"
+#include "incoming-names.h"
+
+struct named_bitmap *
+drive_find_bitmap (struct drive *d, const char *name)
+{
+  for (size_t i = 0; i < d->nr_bitmaps; i++)
+    if (strcmp (d->bitmaps[i]->name, name) == 0)
+      return d->bitmaps[i];
+  return NULL;
+}
+
+struct named_bitmap *
+drive_new_bitmap (struct drive *d, const char *name, unsigned shift,
+                  bool persistent, bool recording, struct error *err)
+{
+  struct named_bitmap *nb = calloc (1, sizeof *nb);
+
+  if (nb == NULL || (nb->name = strdup (name)) == NULL) {
+    error_set (err, ENOMEM, "%m");
+    goto fail;
+  }
+  nb->shift = shift;
+  nb->persistent = persistent;
+  nb->recording = recording;
+  nb->id = ++d->next_id;
+  if (persistent) {
+    if (d->store == NULL) {
+      error_set (err, EROFS, "Cannot store dirty bitmaps: disk '%s' is "
+                 "open for reading only", d->name);
+      goto fail;
+    }
+    nb->slot = qcow2_alloc (d->store, shift, err);
+    if (nb->slot == NULL)
+      goto fail;
+    nb->bits = bitmap_new_over (qcow2_words (nb->slot), d->size, shift, err);
+  }
+  else
+    nb->bits = bitmap_new (d->size, shift, err);
+  if (nb->bits == NULL)
+    goto fail;
+  return nb;
+
+ fail:
+  if (nb)
+    drive_free_bitmap (d, nb);
+  return NULL;
+}
+
+void
+drive_free_bitmap (struct drive *d, struct named_bitmap *nb)
+{
+  bitmap_free (nb->bits);
+  if (nb->slot && d->store)
+    qcow2_free (d->store, nb->slot);
+  free (nb->name);
+  free (nb);
+}
+
+void
+drive_set_bitmaps (struct drive *d, struct named_bitmap **bitmaps, size_t nr)
+{
+  struct named_bitmap **old;
+
+  pthread_mutex_lock (&d->list);
+  old = d->bitmaps;
+  d->bitmaps = bitmaps;
+  d->nr_bitmaps = nr;
+  d->list_version++;
+  pthread_mutex_unlock (&d->list);
+  free (old);
+}
+
+struct marks *
+drive_build_marks (struct drive *d, struct bitmap **extra, size_t nr_extra)
+{
+  struct marks *m = malloc (
+    sizeof *m + (d->nr_bitmaps + nr_extra + 1) * sizeof m->map[0]);
+
+  if (m == NULL)
+    return NULL;
+  m->nr = 0;
+  for (size_t i = 0; i < d->nr_bitmaps; i++) {
+    struct named_bitmap *nb = d->bitmaps[i];
+
+    if (nb->recording && nb->bits)
+      m->map[m->nr++] = nb->bits;
+  }
+  for (size_t i = 0; i < nr_extra; i++)
+    m->map[m->nr++] = extra[i];
+  /* Last: who finds a chunk in it must find the chunk's bits as well. */
+  if (d->ship)
+    m->map[m->nr++] = d->ship;
+  return m;
+}
+
+struct marks *
+drive_swap_marks (struct drive *d, struct marks *marks)
+{
+  struct marks *old = d->marks;
+
+  d->marks = marks;
+  return old;
+}
+
+int
+drive_set_ship (struct drive *d, struct bitmap *ship, struct error *err)
+{
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&d->control);
+  struct bitmap *was = d->ship;
+  CLEANUP_FREE struct marks *marks = NULL;
+
+  d->ship = ship;
+  marks = drive_build_marks (d, NULL, 0);
+  if (marks == NULL) {
+    d->ship = was;
+    return error_set (err, ENOMEM, "%m");
+  }
+  gate_close (&d->writes);
+  marks = drive_swap_marks (d, marks);
+  gate_open (&d->writes);
+  return 0;
+}
+
+int
+drive_write_directory (struct drive *d, const struct drive_entry *entries,
+                       size_t nr, struct error *err)
+{
+  CLEANUP_FREE struct qcow2_entry *list =
+    calloc (nr ? nr : 1, sizeof (struct qcow2_entry));
+  size_t n = 0;
+
+  if (d->store == NULL)
+    return 0; /* no persistent bitmap can be among them */
+  if (list == NULL)
+    return error_set (err, ENOMEM, "%m");
+  if (incoming_names_write (d->state_dir, entries, nr, err) == -1)
+    return -1;
+  for (size_t i = 0; i < nr; i++) {
+    const struct named_bitmap *nb = entries[i].nb;
+
+    if (!nb->persistent)
+      continue;
+    list[n].name = nb->name;
+    list[n].shift = nb->shift;
+    list[n].autoflag = entries[i].recording;
+    list[n].inconsistent = nb->inconsistent;
+    list[n].bits = nb->slot;
+    n++;
+  }
+  return qcow2_write_directory (d->store, list, n, err);
+}
+
+int
+drive_write_list (struct drive *d, struct error *err)
+{
+  CLEANUP_FREE struct drive_entry *entries =
+    calloc (d->nr_bitmaps ? d->nr_bitmaps : 1, sizeof (struct drive_entry));
+
+  if (entries == NULL)
+    return error_set (err, ENOMEM, "%m");
+  for (size_t i = 0; i < d->nr_bitmaps; i++) {
+    entries[i].nb = d->bitmaps[i];
+    entries[i].recording = d->bitmaps[i]->recording;
+  }
+  return drive_write_directory (d, entries, d->nr_bitmaps, err);
+}

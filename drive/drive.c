@@ -1,0 +1,494 @@
+/* nbdferry - opening and closing a drive, and its points in time
+ * SPDX-License-Identifier: BSD-3-Clause
+ *
+ * The journal decides who serves the disk (docs/handover.md).  A drive that
+ * is active, or a destination, has its sidecar open; one that was handed over
+ * leaves it alone, in_use and all, because its bits say nothing any more.
+ */
+#include <config.h>
+
+#include <errno.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+
+#include "cleanup.h"
+#include "drive.h"
+#include "incoming-names.h"
+
+const char *
+drive_mode_name (enum drive_mode mode)
+{
+  switch (mode) {
+  case DRIVE_ACTIVE: return "active";
+  case DRIVE_INCOMING: return "incoming";
+  case DRIVE_PREPARED: return "prepared";
+  case DRIVE_GONE: return "gone";
+  case DRIVE_FORWARD: return "forwarding";
+  }
+  return "?";
+}
+
+/* ---- who is active ---- */
+
+/* Has the coordinator of that handover decided?  'decided' is the state that
+ * its journal has then.
+ */
+static int
+coordinator_decided (const struct journal_record *rec,
+                     enum journal_state decided, bool *yes,
+                     struct error *err)
+{
+  struct journal_record c;
+
+  *yes = false;
+  if (rec->coordinator == NULL)
+    return 0;
+  if (journal_read (rec->coordinator, &c, err) == -1)
+    return error_prefix (err, "this disk was handed over together with "
+                         "another, whose journal must be read first");
+  *yes = c.state == decided && c.attempt == rec->attempt &&
+         uuid_equal (&c.session, &rec->session);
+  journal_record_free (&c);
+  return 0;
+}
+
+/* What the journal's state means now, incoming=on taken into account.  'rec'
+ * is changed to what must be recorded.
+ */
+static int
+decide_mode (struct drive *d, struct journal_record *rec, bool incoming,
+             struct error *err)
+{
+  bool yes, never_moved = uuid_is_zero (&rec->session);
+
+  switch (rec->state) {
+  case JOURNAL_DOUBT:
+    if (coordinator_decided (rec, JOURNAL_GONE, &yes, err) == -1)
+      return -1;
+    rec->state = yes ? JOURNAL_GONE : JOURNAL_ACTIVE;
+    break;
+  case JOURNAL_PREPARED:
+    if (coordinator_decided (rec, JOURNAL_ACTIVE, &yes, err) == -1)
+      return -1;
+    if (yes) {
+      rec->state = JOURNAL_ACTIVE;
+      rec->generation++;
+    }
+    break;
+  case JOURNAL_INCOMING:
+    if (!incoming && never_moved)
+      rec->state = JOURNAL_ACTIVE; /* nothing ever came in */
+    break;
+  case JOURNAL_ACTIVE:
+    if (incoming && never_moved)
+      rec->state = JOURNAL_INCOMING;
+    break;
+  case JOURNAL_GONE:
+    if (incoming)
+      rec->state = JOURNAL_INCOMING; /* it may come back */
+    break;
+  }
+  switch (rec->state) {
+  case JOURNAL_INCOMING: d->mode = DRIVE_INCOMING; break;
+  case JOURNAL_PREPARED: d->mode = DRIVE_PREPARED; break;
+  case JOURNAL_GONE: d->mode = DRIVE_GONE; break;
+  default: d->mode = DRIVE_ACTIVE; break;
+  }
+  return 0;
+}
+
+/* ---- bitmaps as they were left ---- */
+
+/* After a crash of the machine the map may lack bits whose pages never
+ * reached the disk: then everything that was recording is dirty.
+ */
+static bool
+lost_power (const struct journal_record *was, enum qcow2_found found)
+{
+  char now[37];
+
+  if (found != QCOW2_UNCLEAN)
+    return false;
+  journal_boot_id (now);
+  return now[0] == '\0' || strcmp (now, was->boot_id) != 0;
+}
+
+static int
+load_bitmap (struct drive *d, const struct qcow2_entry *e, bool incoming,
+             bool all_dirty, struct error *err)
+{
+  struct named_bitmap *nb = calloc (1, sizeof *nb);
+
+  if (nb == NULL || (nb->name = strdup (e->name)) == NULL) {
+    free (nb);
+    return error_set (err, ENOMEM, "%m");
+  }
+  nb->shift = e->shift;
+  nb->recording = e->autoflag && !e->inconsistent;
+  nb->inconsistent = e->inconsistent;
+  nb->persistent = true;
+  nb->incoming = incoming;
+  nb->slot = e->bits;
+  nb->id = ++d->next_id;
+  d->bitmaps[d->nr_bitmaps++] = nb; /* freed with the drive from here on */
+  if (nb->inconsistent)
+    return 0;
+  nb->bits = bitmap_new_over (qcow2_words (nb->slot), d->size, nb->shift,
+                              err);
+  if (nb->bits == NULL)
+    return -1;
+  if (all_dirty && nb->recording)
+    bitmap_set (nb->bits, 0, d->size);
+  return 0;
+}
+
+/* Bitmaps of a migration that was not prepared, or all of them if the disk
+ * had been given away, are dropped.
+ */
+static int
+load_bitmaps (struct drive *d, enum journal_state was, bool all_dirty,
+              struct error *err)
+{
+  json_auto_t *coming = incoming_names_read (d->state_dir, err);
+  const struct qcow2_entry *entries;
+  bool dropped = false;
+  size_t nr;
+
+  if (coming == NULL)
+    return -1;
+  entries = qcow2_entries (d->store, &nr);
+  d->bitmaps = calloc (nr ? nr : 1, sizeof d->bitmaps[0]);
+  if (d->bitmaps == NULL)
+    return error_set (err, ENOMEM, "%m");
+  for (size_t i = 0; i < nr; i++) {
+    bool in = incoming_names_has (coming, entries[i].name);
+
+    if (d->mode == DRIVE_INCOMING && (in || was == JOURNAL_GONE)) {
+      dropped = true;
+      continue;
+    }
+    if (load_bitmap (d, &entries[i], in && d->mode == DRIVE_PREPARED,
+                     all_dirty, err) == -1)
+      return -1;
+  }
+  if (!dropped)
+    return 0;
+  /* The list of those to drop belongs to the store: write first, then free. */
+  {
+    CLEANUP_FREE struct qcow2_bits **gone = calloc (nr, sizeof (void *));
+    size_t n = 0;
+
+    if (gone == NULL)
+      return error_set (err, ENOMEM, "%m");
+    for (size_t i = 0; i < nr; i++)
+      if (entries[i].bits && !drive_find_bitmap (d, entries[i].name))
+        gone[n++] = entries[i].bits;
+    if (drive_write_list (d, err) == -1)
+      return -1;
+    while (n > 0)
+      qcow2_free (d->store, gone[--n]);
+  }
+  return 0;
+}
+
+static int
+open_store (struct drive *d, const struct journal_record *was,
+            struct error *err)
+{
+  CLEANUP_FREE char *path = NULL;
+  enum qcow2_found found;
+
+  if (asprintf (&path, "%s/bitmaps.qcow2", d->state_dir) == -1) {
+    path = NULL;
+    return error_set (err, ENOMEM, "%m");
+  }
+  d->store = qcow2_open (path, d->path, d->size, &found, err);
+  if (d->store == NULL)
+    return -1;
+  return load_bitmaps (d, was->state, lost_power (was, found), err);
+}
+
+/* ---- opening ---- */
+
+static int
+open_state (struct drive *d, const struct drive_options *opt,
+            struct error *err)
+{
+  CLEANUP_FREE char *path = NULL;
+  const struct journal_record *was;
+  struct journal_record rec;
+  bool created;
+
+  if (mkdir (d->state_dir, 0700) == -1 && errno != EEXIST)
+    return error_set (err, errno, "create the state directory %s: %m",
+                      d->state_dir);
+  if (asprintf (&path, "%s/journal", d->state_dir) == -1) {
+    path = NULL;
+    return error_set (err, ENOMEM, "%m");
+  }
+  d->journal = journal_open (path, &created, err);
+  if (d->journal == NULL)
+    return -1;
+  was = journal_get (d->journal);
+  rec = *was; /* its strings stay the journal's, which copies them */
+  if (decide_mode (d, &rec, opt->incoming, err) == -1)
+    return error_prefix (err, "%s", path);
+  if (d->mode != DRIVE_GONE && open_store (d, was, err) == -1)
+    return -1;
+  rec.clean = false;
+  return journal_write (d->journal, &rec, err);
+}
+
+static struct drive *
+alloc_drive (const struct drive_options *opt, struct error *err)
+{
+  struct drive *d = calloc (1, sizeof *d);
+
+  if (d == NULL)
+    goto nomem;
+  gate_init (&d->writes);
+  gate_init (&d->reads);
+  pthread_mutex_init (&d->control, NULL);
+  pthread_mutex_init (&d->list, NULL);
+  d->name = strdup (opt->name);
+  d->path = strdup (opt->path);
+  if (opt->state_dir)
+    d->state_dir = strdup (opt->state_dir);
+  else if (asprintf (&d->state_dir, "%s.ferry", opt->path) == -1)
+    d->state_dir = NULL;
+  if (d->name && d->path && d->state_dir)
+    return d;
+  drive_free (d);
+ nomem:
+  error_set (err, ENOMEM, "%m");
+  return NULL;
+}
+
+struct drive *
+drive_open (const struct drive_options *opt, struct error *err)
+{
+  struct drive *d = alloc_drive (opt, err);
+
+  if (d == NULL)
+    return NULL;
+  d->disk = disk_open_file (d->path, opt->create, opt->readonly, err);
+  if (d->disk == NULL)
+    goto fail;
+  d->size = d->disk->size;
+  if (opt->create > 0 && d->size != opt->create) {
+    error_set (err, EINVAL, "%s has %" PRIu64 " bytes, not the %" PRIu64
+               " of size=; leave size= out to serve it as it is",
+               d->path, d->size, opt->create);
+    goto fail;
+  }
+  if (opt->incoming && d->disk->readonly) {
+    error_set (err, EROFS, "%s cannot be written, so it cannot be the "
+               "destination of a migration", d->path);
+    goto fail;
+  }
+  /* What can't be written is served without bitmaps. */
+  if (!d->disk->readonly && open_state (d, opt, err) == -1)
+    goto fail;
+  d->marks = drive_build_marks (d, NULL, 0);
+  if (d->marks == NULL) {
+    error_set (err, ENOMEM, "%m");
+    goto fail;
+  }
+  return d;
+
+ fail:
+  drive_free (d);
+  return NULL;
+}
+
+int
+drive_may_serve (struct drive *d, struct error *err)
+{
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&d->control);
+  const struct journal_record *rec =
+    d->journal ? journal_get (d->journal) : NULL;
+
+  switch (d->mode) {
+  case DRIVE_ACTIVE:
+  case DRIVE_FORWARD:
+    return 0;
+  case DRIVE_INCOMING:
+    return error_set (err, EPERM, "disk '%s' is the destination of a "
+                      "migration that has not completed (state in %s)",
+                      d->name, d->state_dir);
+  case DRIVE_PREPARED:
+    return error_set (err, EPERM, "disk '%s' is the destination of a "
+                      "migration; everything has arrived, and it waits for "
+                      "the source to hand it over", d->name);
+  case DRIVE_GONE:
+    break;
+  }
+  return error_set (err, EPERM, "disk '%s' was handed over to %s; it is "
+                    "served there", d->name,
+                    rec && rec->peer ? rec->peer : "another server");
+}
+
+/* ---- closing ---- */
+
+/* The store as a clean close leaves it.  Control lock held, nobody inside. */
+static int
+close_store (struct drive *d, struct error *err)
+{
+  struct journal_record rec;
+  struct qcow2 *store = d->store;
+  bool ours = d->mode != DRIVE_GONE && d->mode != DRIVE_FORWARD;
+
+  d->store = NULL;
+  for (size_t i = 0; i < d->nr_bitmaps; i++) {
+    struct named_bitmap *nb = d->bitmaps[i];
+
+    if (nb->persistent) {
+      /* Its leaves go with the store. */
+      bitmap_free (nb->bits);
+      nb->bits = NULL;
+      nb->slot = NULL;
+    }
+  }
+  if (store == NULL)
+    return 0;
+  if (!ours) {
+    qcow2_abandon (store);
+    return 0;
+  }
+  if (d->disk->ops->flush (d->disk) == -1) {
+    qcow2_abandon (store);
+    return error_set (err, errno, "flush %s: %m", d->path);
+  }
+  if (qcow2_close (store, err) == -1)
+    return -1;
+  rec = *journal_get (d->journal);
+  rec.clean = true;
+  return journal_write (d->journal, &rec, err);
+}
+
+int
+drive_shutdown (struct drive *d, struct error *err)
+{
+  struct marks *marks;
+  int r;
+
+  gate_stop (&d->writes);
+  gate_stop (&d->reads);
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&d->control);
+  gate_close (&d->writes);
+  gate_close (&d->reads);
+  marks = drive_swap_marks (d, NULL);
+  free (marks);
+  pthread_mutex_lock (&d->list);
+  r = close_store (d, err);
+  pthread_mutex_unlock (&d->list);
+  gate_open (&d->reads);
+  gate_open (&d->writes);
+  return r;
+}
+
+void
+drive_free (struct drive *d)
+{
+  if (d == NULL)
+    return;
+  free (d->marks);
+  for (size_t i = 0; i < d->nr_bitmaps; i++) {
+    d->bitmaps[i]->slot = NULL; /* the store keeps its clusters */
+    drive_free_bitmap (d, d->bitmaps[i]);
+  }
+  free (d->bitmaps);
+  if (d->store)
+    qcow2_abandon (d->store);
+  if (d->journal)
+    journal_close (d->journal);
+  if (d->remote)
+    d->remote->ops->close (d->remote);
+  if (d->disk)
+    d->disk->ops->close (d->disk);
+  pthread_mutex_destroy (&d->control);
+  pthread_mutex_destroy (&d->list);
+  gate_destroy (&d->writes);
+  gate_destroy (&d->reads);
+  free (d->name);
+  free (d->path);
+  free (d->state_dir);
+  free (d);
+}
+
+/* ---- points in time ---- */
+
+static int
+by_address (const void *a, const void *b)
+{
+  uintptr_t x = (uintptr_t) *(struct drive *const *) a;
+  uintptr_t y = (uintptr_t) *(struct drive *const *) b;
+
+  return x < y ? -1 : x > y;
+}
+
+void
+drives_sort (struct drive **drives, size_t nr)
+{
+  qsort (drives, nr, sizeof drives[0], by_address);
+}
+
+void
+drives_lock (struct drive *const *drives, size_t nr)
+{
+  for (size_t i = 0; i < nr; i++)
+    pthread_mutex_lock (&drives[i]->control);
+}
+
+void
+drives_unlock (struct drive *const *drives, size_t nr)
+{
+  while (nr > 0)
+    pthread_mutex_unlock (&drives[--nr]->control);
+}
+
+void
+drives_close (struct drive *const *drives, size_t nr, bool reads)
+{
+  for (size_t i = 0; i < nr; i++) {
+    gate_close (&drives[i]->writes);
+    if (reads)
+      gate_close (&drives[i]->reads);
+  }
+}
+
+uint64_t
+drives_open (struct drive *const *drives, size_t nr, bool reads)
+{
+  uint64_t longest = 0;
+
+  while (nr-- > 0) {
+    uint64_t ns;
+
+    if (reads)
+      gate_open (&drives[nr]->reads);
+    ns = gate_open (&drives[nr]->writes);
+    if (ns > longest)
+      longest = ns;
+  }
+  return longest;
+}
+
+void
+drive_set_mode (struct drive *d, enum drive_mode mode, struct disk *remote)
+{
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&d->list);
+
+  d->mode = mode;
+  d->remote = remote;
+}
+
+int
+drive_record (struct drive *d, const struct journal_record *rec,
+              struct error *err)
+{
+  return journal_write (d->journal, rec, err);
+}

@@ -1,0 +1,210 @@
+/* nbdferry - a drive: a disk, its bitmaps, and who may use it
+ * SPDX-License-Identifier: BSD-3-Clause
+ *
+ * A drive is what an export serves.  It puts together a disk (disk/), its
+ * named bitmaps (bitmap/), what is kept of them on disk (store/), and the
+ * gates that all requests pass.  It knows nothing of nbdkit.
+ *
+ * The rule of every write, zero and trim (drive/io.c): mark, submit, mark
+ * again.  Marking first means that a crash leaves too many bits, never too
+ * few.  Marking again is for whoever clears bits meanwhile: without it
+ * "write marks, sender clears, sender reads old data, write lands" would lose
+ * the write.
+ */
+#ifndef FERRY_DRIVE_H
+#define FERRY_DRIVE_H
+
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "bitmap.h"
+#include "disk.h"
+#include "error.h"
+#include "gate.h"
+#include "journal.h"
+#include "qcow2.h"
+
+/* Who serves the disk now.  Changes only by drive_set_mode, with both locks
+ * held and both gates shut (or before the first request), so that each of
+ * these is enough to rely on it.
+ */
+enum drive_mode {
+  DRIVE_ACTIVE,   /* this side, from its own disk */
+  DRIVE_INCOMING, /* a destination; clients are refused */
+  DRIVE_PREPARED, /* a destination that has everything and waits for COMMIT */
+  DRIVE_GONE,     /* let go; clients wait (during a handover) or are refused */
+  DRIVE_FORWARD,  /* moved; requests go on to 'remote' */
+};
+
+struct named_bitmap {
+  char *name;
+  struct bitmap *bits;     /* NULL if inconsistent */
+  struct qcow2_bits *slot; /* persistent: where the bits are mapped from */
+  unsigned shift;          /* log2 granularity */
+  bool recording, persistent, inconsistent, busy;
+  bool incoming;           /* belongs to a migration not yet committed */
+  uint64_t id;             /* of this instance, never used again */
+  atomic_uint_fast64_t version; /* + 1 after bits changed without a write */
+};
+
+/* What writes must mark, in this order.  Immutable once published; replaced
+ * while the write gate is shut.
+ */
+struct marks {
+  size_t nr;
+  struct bitmap *map[];
+};
+
+struct drive {
+  /* Read-only after drive_open. */
+  char *name;      /* of the export */
+  char *path;      /* of the disk, absolute */
+  char *state_dir; /* absolute */
+  uint64_t size;   /* bytes */
+  struct disk *disk;
+
+  struct gate writes, reads;
+  struct marks *marks;   /* read inside 'writes', replaced while it is shut */
+  enum drive_mode mode;  /* read under control, list, or inside a gate */
+  struct disk *remote;   /* of DRIVE_FORWARD, like 'mode' */
+  atomic_uint_fast64_t delay_ns; /* each write waits that long; relaxed: a
+                                    stale value slows one write more or less */
+  atomic_uint_fast64_t bytes_written; /* relaxed: a statistic */
+
+  /* Serialises operations on bitmaps, store and journal, however long they
+   * take.  Taken before 'list' and before any gate.
+   */
+  pthread_mutex_t control;
+  struct qcow2 *store;     /* protected by control; NULL: read-only, closed */
+  struct journal *journal; /* the same */
+  struct bitmap *ship;     /* the same: the map that marks ends with, or NULL */
+  uint64_t next_id;        /* the same */
+
+  /* Held for short looks and swaps only; never across I/O, and never taken
+   * by a request.  To change what it protects both locks are needed.
+   */
+  pthread_mutex_t list;
+  struct named_bitmap **bitmaps; /* protected by list */
+  size_t nr_bitmaps;             /* the same */
+  uint64_t list_version;         /* the same: + 1 at each change */
+};
+
+struct drive_options {
+  const char *name;      /* required */
+  const char *path;      /* required, absolute */
+  const char *state_dir; /* absolute; NULL: path.ferry */
+  uint64_t create;       /* size of a missing file, or 0 */
+  bool readonly;
+  bool incoming;         /* be a destination, if the journal allows it */
+};
+
+/* Open the disk and its state directory (created if missing).  What the
+ * journal says decides the mode.  NULL on error.
+ */
+struct drive *drive_open (const struct drive_options *opt, struct error *err);
+
+/* Close the store in good order (for a drive that is not active here: leave
+ * it as it is) and the disk.  No request may be inside.  drive_shutdown can
+ * be called before, from another thread, while requests still come: it turns
+ * them away, drains, and closes the store; 0 or -1.
+ */
+int drive_shutdown (struct drive *d, struct error *err);
+void drive_free (struct drive *d);
+
+/* May a client open it?  0, or -1 with the reason. */
+int drive_may_serve (struct drive *d, struct error *err);
+
+const char *drive_mode_name (enum drive_mode mode);
+
+/* ---- requests (drive/io.c); 0, or -1 with errno ---- */
+
+int drive_pread (struct drive *d, void *buf, size_t count, uint64_t offset);
+int drive_pwrite (struct drive *d, const void *buf, size_t count,
+                  uint64_t offset, unsigned flags);
+int drive_zero (struct drive *d, uint64_t len, uint64_t offset,
+                unsigned flags);
+int drive_trim (struct drive *d, uint64_t len, uint64_t offset,
+                unsigned flags);
+int drive_flush (struct drive *d);
+int drive_cache (struct drive *d, uint64_t len, uint64_t offset);
+int drive_extent (struct drive *d, uint64_t offset, uint64_t end,
+                  struct extent *ext);
+
+/* ---- points in time (drive/drive.c) ---- */
+
+/* The one order in which several drives are locked and shut; whoever passes
+ * more than one to the functions below sorts them first.
+ */
+void drives_sort (struct drive **drives, size_t nr);
+
+/* Shut, and open, the gates of some drives at one instant.  'reads' too, if
+ * the mode is to change.  drives_open returns the longest time in ns.
+ */
+void drives_close (struct drive *const *drives, size_t nr, bool reads);
+uint64_t drives_open (struct drive *const *drives, size_t nr, bool reads);
+
+/* The control locks of some drives. */
+void drives_lock (struct drive *const *drives, size_t nr);
+void drives_unlock (struct drive *const *drives, size_t nr);
+
+/* Build the list of what writes must mark from the bitmaps that record, the
+ * 'extra' maps (may be NULL), and d->ship.  Control lock held.  NULL and ENOMEM on error.
+ */
+struct marks *drive_build_marks (struct drive *d, struct bitmap **extra,
+                                 size_t nr_extra);
+/* Put it in place, and get the old one, to be freed once the gate is open.
+ * The write gate is shut.
+ */
+struct marks *drive_swap_marks (struct drive *d, struct marks *marks);
+
+/* Change who serves the disk; 'remote' (taken over) for DRIVE_FORWARD.  The
+ * control lock is held, both gates are shut.
+ */
+void drive_set_mode (struct drive *d, enum drive_mode mode,
+                     struct disk *remote);
+
+/* Have writes mark 'ship' as well (NULL: none any more); when it returns, no
+ * write is under way that did not know.  Takes control and gate.
+ */
+int drive_set_ship (struct drive *d, struct bitmap *ship, struct error *err);
+
+/* Record a new state in the journal, durably.  Control lock held. */
+int drive_record (struct drive *d, const struct journal_record *rec,
+                  struct error *err);
+
+/* ---- bitmaps (drive/bitmaps.c); control lock held ---- */
+
+/* The bitmap with that name, or NULL.  Control or list lock held. */
+struct named_bitmap *drive_find_bitmap (struct drive *d, const char *name);
+
+/* A new bitmap, not yet in the list.  NULL on error. */
+struct named_bitmap *drive_new_bitmap (struct drive *d, const char *name,
+                                       unsigned shift, bool persistent,
+                                       bool recording, struct error *err);
+/* Frees it; it is in no list, and nobody marks it. */
+void drive_free_bitmap (struct drive *d, struct named_bitmap *nb);
+
+/* Make that vector (taken over) the drive's bitmaps; the old vector is freed,
+ * what was in it is not.
+ */
+void drive_set_bitmaps (struct drive *d, struct named_bitmap **bitmaps,
+                        size_t nr);
+
+/* Make the persistent ones of these what the sidecar lists, durably.  The
+ * names of those that are still coming in are noted in incoming.json first,
+ * so that after a crash they can be told from the disk's own.
+ */
+struct drive_entry {
+  struct named_bitmap *nb;
+  bool recording; /* what is to be written; nb->recording may be older */
+};
+int drive_write_directory (struct drive *d, const struct drive_entry *entries,
+                           size_t nr, struct error *err);
+
+/* The same for the list as it stands. */
+int drive_write_list (struct drive *d, struct error *err);
+
+#endif /* FERRY_DRIVE_H */

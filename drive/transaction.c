@@ -1,0 +1,453 @@
+/* nbdferry - operations on bitmaps, all or nothing
+ * SPDX-License-Identifier: BSD-3-Clause
+ *
+ * A transaction has four parts.
+ *
+ * 1. Prepare: each action is checked against a plan of the list as the
+ *    actions before it leave it.  New bitmaps are made.  Nothing that others
+ *    can see has changed; an error ends here, and the plan is thrown away.
+ * 2. Record: the sidecars' directories are written.  A failure puts back
+ *    those that were written before it.
+ * 3. The instant: the gates are shut, and what writes mark is replaced.
+ * 4. Walk: merges and clears, in order, while requests go on.  A clear must
+ *    be one as of the instant, so the bitmap gets a companion, which is marked
+ *    beside it from the instant on if it records then; and every bit is
+ *    cleared that the companion does not have (bitmap_retain).  A write that
+ *    falls between is in both; one whose bit is cleared because it had marked
+ *    the bitmap but not yet the companion marks the bitmap again when it is
+ *    done.
+ *
+ * The control locks of all drives are held throughout.
+ */
+#include <config.h>
+
+#include <errno.h>
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "cleanup.h"
+#include "transaction.h"
+
+#define MAX_PERSISTENT_NAME 1023
+
+/* A bitmap as it will be. */
+struct planned {
+  struct named_bitmap *nb;
+  struct bitmap *companion; /* of one that is cleared while it records */
+  bool recording;
+  bool added, removed;
+};
+
+struct plan {
+  struct drive *drive;
+  struct planned *list; /* room for all that may be added */
+  size_t nr;
+  bool changed;         /* the list, or what is recording */
+  bool persistent;      /* the sidecar's directory changes */
+  bool written;
+  struct named_bitmap **bitmaps; /* the new list, and its length */
+  size_t nr_bitmaps;
+  struct marks *marks;        /* for the instant; afterwards the old ones */
+  struct marks *marks_after;  /* without the companions */
+};
+
+struct transaction {
+  struct plan *plans;
+  struct drive **drives; /* in the order of their locks */
+  size_t nr;
+};
+
+static struct plan *
+plan_of (struct transaction *t, const struct drive *d)
+{
+  for (size_t i = 0; i < t->nr; i++)
+    if (t->drives[i] == d)
+      return &t->plans[i];
+  return NULL;
+}
+
+/* ---- prepare ---- */
+
+static void
+collect (struct transaction *t, struct drive *d)
+{
+  for (size_t i = 0; i < t->nr; i++)
+    if (t->drives[i] == d)
+      return;
+  t->drives[t->nr++] = d;
+}
+
+static int
+collect_drives (struct transaction *t, const struct bitmap_action *actions,
+                size_t nr, struct error *err)
+{
+  size_t most = 0;
+
+  for (size_t i = 0; i < nr; i++)
+    most += 1 + actions[i].nr_sources;
+  t->drives = calloc (most ? most : 1, sizeof t->drives[0]);
+  t->plans = calloc (most ? most : 1, sizeof t->plans[0]);
+  if (t->drives == NULL || t->plans == NULL)
+    return error_set (err, ENOMEM, "%m");
+  for (size_t i = 0; i < nr; i++) {
+    collect (t, actions[i].target.drive);
+    for (size_t k = 0; k < actions[i].nr_sources; k++)
+      collect (t, actions[i].sources[k].drive);
+  }
+  drives_sort (t->drives, t->nr);
+  return 0;
+}
+
+static int
+begin_plan (struct plan *p, struct drive *d, size_t room, struct error *err)
+{
+  p->drive = d;
+  if (d->mode == DRIVE_GONE || d->mode == DRIVE_FORWARD)
+    return error_set (err, EPERM, "disk '%s' was handed over to another "
+                      "server, and its bitmaps with it", d->name);
+  p->list = calloc (d->nr_bitmaps + room, sizeof p->list[0]);
+  if (p->list == NULL)
+    return error_set (err, ENOMEM, "%m");
+  for (size_t i = 0; i < d->nr_bitmaps; i++) {
+    p->list[i].nb = d->bitmaps[i];
+    p->list[i].recording = d->bitmaps[i]->recording;
+  }
+  p->nr = d->nr_bitmaps;
+  return 0;
+}
+
+static struct planned *
+planned_find (struct plan *p, const char *name)
+{
+  for (size_t i = 0; i < p->nr; i++)
+    if (strcmp (p->list[i].nb->name, name) == 0)
+      return &p->list[i];
+  return NULL;
+}
+
+/* A bitmap that may be worked on; the words are QEMU's. */
+static struct planned *
+usable (struct transaction *t, const struct bitmap_ref *ref,
+        bool even_inconsistent, struct error *err)
+{
+  struct planned *b = planned_find (plan_of (t, ref->drive), ref->name);
+
+  if (b == NULL) {
+    error_set (err, ENOENT, "Dirty bitmap '%s' not found", ref->name);
+    return NULL;
+  }
+  if (b->nb->busy || b->nb->incoming || b->removed) {
+    error_set (err, EBUSY, "Bitmap '%s' is currently in use by another "
+               "operation and cannot be used", ref->name);
+    return NULL;
+  }
+  if (b->nb->inconsistent && !even_inconsistent) {
+    error_set (err, EINVAL, "Bitmap '%s' is inconsistent and cannot be used",
+               ref->name);
+    return NULL;
+  }
+  return b;
+}
+
+static int
+check_persistent (const struct plan *p, const char *name, struct error *err)
+{
+  if (p->drive->store == NULL)
+    return error_set (err, EOPNOTSUPP, "Can't store persistent bitmaps to "
+                      "%s: Operation not supported", p->drive->name);
+  if (strlen (name) > MAX_PERSISTENT_NAME)
+    return error_set (err, EINVAL, "Can't make bitmap '%s' persistent in "
+                      "'%s': Name length exceeds maximum (%d characters)",
+                      name, p->drive->name, MAX_PERSISTENT_NAME);
+  return 0;
+}
+
+static int
+prepare_add (struct plan *p, const struct bitmap_action *a, struct error *err)
+{
+  const char *name = a->target.name;
+  unsigned shift = BITMAP_DEFAULT_SHIFT;
+  struct planned *b;
+
+  if (name[0] == '\0')
+    return error_set (err, EINVAL, "Bitmap name cannot be empty");
+  if (a->granularity != 0) {
+    if (a->granularity < 512 || (a->granularity & (a->granularity - 1)) != 0)
+      return error_set (err, EINVAL,
+                        "Granularity must be power of 2 and at least 512");
+    shift = __builtin_ctzll (a->granularity);
+    if (shift > BITMAP_MAX_SHIFT)
+      return error_set (err, EINVAL, "Granularity must be at most 2 GiB");
+  }
+  if (planned_find (p, name))
+    return error_set (err, EEXIST, "Bitmap already exists: %s", name);
+  if (a->persistent && check_persistent (p, name, err) == -1)
+    return -1;
+  if (strlen (name) > MAX_PERSISTENT_NAME)
+    return error_set (err, EINVAL, "Bitmap name too long: %s", name);
+
+  b = &p->list[p->nr];
+  b->nb = drive_new_bitmap (p->drive, name, shift, a->persistent,
+                            !a->disabled, err);
+  if (b->nb == NULL)
+    return a->persistent ? error_prefix (err, "Can't make bitmap '%s' "
+                                         "persistent in '%s'", name,
+                                         p->drive->name)
+                         : -1;
+  b->added = true;
+  b->recording = !a->disabled;
+  p->nr++;
+  p->changed = true;
+  p->persistent |= a->persistent;
+  return 0;
+}
+
+static int
+prepare_merge (struct transaction *t, const struct bitmap_action *a,
+               struct error *err)
+{
+  for (size_t i = 0; i < a->nr_sources; i++) {
+    const struct planned *src = usable (t, &a->sources[i], false, err);
+    uint64_t to = a->target.drive->size;
+    uint64_t from = a->sources[i].drive->size;
+
+    if (src == NULL)
+      return -1;
+    if (to != from)
+      return error_set (err, EINVAL, "Bitmaps are of different sizes "
+                        "(destination size is %" PRIu64 ", source size is %"
+                        PRIu64 ") and can't be merged", to, from);
+  }
+  return 0;
+}
+
+static int
+prepare_clear (struct plan *p, struct planned *b, struct error *err)
+{
+  if (b->companion)
+    return 0;
+  b->companion = bitmap_new (p->drive->size, b->nb->shift, err);
+  return b->companion ? 0 : -1;
+}
+
+static int
+prepare (struct transaction *t, const struct bitmap_action *a,
+         struct error *err)
+{
+  struct plan *p = plan_of (t, a->target.drive);
+  struct planned *b;
+
+  if (a->type == BITMAP_ADD)
+    return prepare_add (p, a, err);
+  b = usable (t, &a->target, a->type == BITMAP_REMOVE, err);
+  if (b == NULL)
+    return -1;
+  switch (a->type) {
+  case BITMAP_REMOVE:
+    b->removed = true;
+    break;
+  case BITMAP_ENABLE:
+  case BITMAP_DISABLE:
+    b->recording = a->type == BITMAP_ENABLE;
+    break;
+  case BITMAP_CLEAR:
+    return prepare_clear (p, b, err);
+  default:
+    return prepare_merge (t, a, err);
+  }
+  p->changed = true;
+  p->persistent |= b->nb->persistent;
+  return 0;
+}
+
+/* What will be in place at the instant, and after the walk. */
+static int
+finish_plan (struct plan *p, struct error *err)
+{
+  struct drive *d = p->drive;
+  struct bitmap *ship = d->ship;
+  size_t most = 2 * p->nr + 1, n = 0;
+
+  p->bitmaps = calloc (p->nr + 1, sizeof p->bitmaps[0]);
+  p->marks = malloc (sizeof *p->marks + most * sizeof p->marks->map[0]);
+  p->marks_after = malloc (sizeof *p->marks + most * sizeof p->marks->map[0]);
+  if (!p->bitmaps || !p->marks || !p->marks_after)
+    return error_set (err, ENOMEM, "%m");
+  for (size_t i = 0; i < p->nr; i++) {
+    struct planned *b = &p->list[i];
+
+    if (b->removed)
+      continue;
+    p->bitmaps[p->nr_bitmaps++] = b->nb;
+    if (b->recording && b->nb->bits)
+      p->marks->map[n++] = b->nb->bits;
+  }
+  p->marks_after->nr = n;
+  memcpy (p->marks_after->map, p->marks->map, n * sizeof p->marks->map[0]);
+  for (size_t i = 0; i < p->nr; i++)
+    if (p->list[i].companion && p->list[i].recording)
+      p->marks->map[n++] = p->list[i].companion;
+  p->marks->nr = n;
+  if (ship) {
+    /* Last, as in drive_build_marks. */
+    p->marks->map[p->marks->nr++] = ship;
+    p->marks_after->map[p->marks_after->nr++] = ship;
+  }
+  return 0;
+}
+
+/* ---- record ---- */
+
+static int
+write_plan (struct plan *p, struct error *err)
+{
+  CLEANUP_FREE struct drive_entry *entries =
+    calloc (p->nr + 1, sizeof (struct drive_entry));
+  size_t n = 0;
+
+  if (entries == NULL)
+    return error_set (err, ENOMEM, "%m");
+  for (size_t i = 0; i < p->nr; i++)
+    if (!p->list[i].removed) {
+      entries[n].nb = p->list[i].nb;
+      entries[n++].recording = p->list[i].recording;
+    }
+  return drive_write_directory (p->drive, entries, n, err);
+}
+
+static int
+record (struct transaction *t, struct error *err)
+{
+  for (size_t i = 0; i < t->nr; i++) {
+    struct plan *p = &t->plans[i];
+
+    if (!p->persistent)
+      continue;
+    if (write_plan (p, err) == -1) {
+      for (size_t k = 0; k <= i; k++)
+        if (t->plans[k].persistent)
+          drive_write_list (t->drives[k], NULL);
+      return -1;
+    }
+  }
+  return 0;
+}
+
+/* ---- the instant, and the walk ---- */
+
+static void
+instant (struct transaction *t)
+{
+  drives_close (t->drives, t->nr, false);
+  for (size_t i = 0; i < t->nr; i++) {
+    struct plan *p = &t->plans[i];
+
+    p->marks = drive_swap_marks (p->drive, p->marks);
+    pthread_mutex_lock (&p->drive->list);
+    for (size_t k = 0; k < p->nr; k++)
+      p->list[k].nb->recording = p->list[k].recording;
+    pthread_mutex_unlock (&p->drive->list);
+  }
+  drives_open (t->drives, t->nr, false);
+  for (size_t i = 0; i < t->nr; i++) {
+    struct plan *p = &t->plans[i];
+
+    if (p->changed) {
+      drive_set_bitmaps (p->drive, p->bitmaps, p->nr_bitmaps);
+      p->bitmaps = NULL;
+    }
+  }
+}
+
+static void
+walk (struct transaction *t, const struct bitmap_action *a)
+{
+  struct planned *b = planned_find (plan_of (t, a->target.drive),
+                                    a->target.name);
+
+  if (a->type == BITMAP_CLEAR)
+    bitmap_retain (b->nb->bits, b->companion);
+  else if (a->type == BITMAP_MERGE) {
+    for (size_t i = 0; i < a->nr_sources; i++) {
+      struct planned *src = planned_find (plan_of (t, a->sources[i].drive),
+                                          a->sources[i].name);
+
+      if (src != b)
+        bitmap_merge (b->nb->bits, src->nb->bits);
+    }
+  }
+  else
+    return;
+  /* After the bits: a migration that sees the new version sends them all. */
+  atomic_fetch_add (&b->nb->version, 1);
+}
+
+static void
+drop_companions (struct plan *p)
+{
+  bool any = false;
+
+  for (size_t i = 0; i < p->nr; i++)
+    any |= p->list[i].companion != NULL;
+  if (!any)
+    return;
+  gate_close (&p->drive->writes);
+  p->marks_after = drive_swap_marks (p->drive, p->marks_after);
+  gate_open (&p->drive->writes);
+}
+
+static void
+free_plan (struct plan *p, bool done)
+{
+  for (size_t i = 0; i < p->nr; i++) {
+    struct planned *b = &p->list[i];
+
+    bitmap_free (b->companion);
+    /* What was added and removed in one transaction goes either way. */
+    if (done ? b->removed : b->added)
+      drive_free_bitmap (p->drive, b->nb);
+  }
+  free (p->list);
+  free (p->bitmaps);
+  free (p->marks);
+  free (p->marks_after);
+}
+
+int
+bitmap_transaction (const struct bitmap_action *actions, size_t nr,
+                    struct error *err)
+{
+  struct transaction t = { 0 };
+  bool done = false;
+
+  if (collect_drives (&t, actions, nr, err) == -1)
+    goto out;
+  drives_lock (t.drives, t.nr);
+  for (size_t i = 0; i < t.nr; i++)
+    if (begin_plan (&t.plans[i], t.drives[i], nr, err) == -1)
+      goto unlock;
+  for (size_t i = 0; i < nr; i++)
+    if (prepare (&t, &actions[i], err) == -1)
+      goto unlock;
+  for (size_t i = 0; i < t.nr; i++)
+    if (finish_plan (&t.plans[i], err) == -1)
+      goto unlock;
+  if (record (&t, err) == -1)
+    goto unlock;
+  instant (&t);
+  for (size_t i = 0; i < nr; i++)
+    walk (&t, &actions[i]);
+  for (size_t i = 0; i < t.nr; i++)
+    drop_companions (&t.plans[i]);
+  done = true;
+
+ unlock:
+  for (size_t i = 0; i < t.nr; i++)
+    free_plan (&t.plans[i], done);
+  drives_unlock (t.drives, t.nr);
+ out:
+  free (t.drives);
+  free (t.plans);
+  return done ? 0 : -1;
+}

@@ -1,0 +1,42 @@
+/* nbdferry - operations on bitmaps, all or nothing
+ * SPDX-License-Identifier: BSD-3-Clause
+ *
+ * A list of actions over one or more drives takes effect at one instant, or
+ * not at all.  A single operation is a list of one.  The words of the errors
+ * are QEMU's.
+ */
+#ifndef FERRY_TRANSACTION_H
+#define FERRY_TRANSACTION_H
+
+#include "drive.h"
+
+enum bitmap_action_type {
+  BITMAP_ADD,
+  BITMAP_REMOVE,
+  BITMAP_CLEAR,
+  BITMAP_ENABLE,
+  BITMAP_DISABLE,
+  BITMAP_MERGE,
+};
+
+struct bitmap_ref {
+  struct drive *drive;
+  const char *name;
+};
+
+struct bitmap_action {
+  enum bitmap_action_type type;
+  struct bitmap_ref target;
+  /* BITMAP_ADD */
+  uint64_t granularity; /* bytes, 0: the default */
+  bool persistent, disabled;
+  /* BITMAP_MERGE; none is allowed, and does nothing */
+  const struct bitmap_ref *sources;
+  size_t nr_sources;
+};
+
+/* 0, or -1 with 'err' and nothing changed. */
+int bitmap_transaction (const struct bitmap_action *actions, size_t nr,
+                        struct error *err);
+
+#endif /* FERRY_TRANSACTION_H */
