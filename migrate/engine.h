@@ -1,0 +1,87 @@
+/* nbdferry - the engine: buffers go round, channels empty them
+ * SPDX-License-Identifier: BSD-3-Clause
+ *
+ * A producer asks for an empty buffer, fills it with a packet, and hands it
+ * over; a channel's thread sends it, waits for the acknowledgement, and the
+ * buffer is empty again.  There are as many buffers as producers and channels
+ * together, so memory is bounded and nobody copies.  A channel has one packet
+ * in flight and knows nothing of what it sends.  The first error wins, names
+ * its channel, and stops all.
+ *
+ *           get              put             send, acknowledged
+ *   empty ------> producer ------> full ------> channel ------> empty
+ */
+#ifndef FERRY_ENGINE_H
+#define FERRY_ENGINE_H
+
+#include "client.h"
+#include "outgoing.h"
+#include "packet.h"
+
+#define ENGINE_PAYLOAD (1 << 20) /* bytes of block data in a packet */
+
+struct range_list {
+  struct range *v;
+  size_t nr, max;
+};
+
+/* A packet on its way.  Whoever holds it owns it.  The payload lies at a fixed
+ * place, and the header and body are put right before it when they are known.
+ */
+struct buffer {
+  uint8_t *mem;
+  size_t head;            /* bytes before the payload */
+  uint8_t *payload;       /* mem + head; ENGINE_PAYLOAD bytes */
+  struct packet_header h; /* the channel adds its number, and seals */
+  void *cargo;            /* the producer's: what it has to do with */
+  struct range_list covers; /* the producer's: of the disk */
+  uint64_t zero_bytes;    /* sent as extents */
+  uint64_t section_bytes;
+};
+
+struct engine;
+
+struct engine_options {
+  unsigned producers, channels;
+  size_t sections;     /* room for bitmap sections in a buffer */
+  struct uuid session;
+  uint64_t epoch;
+  struct stop *stop;   /* thrown at the first error; heeded by all */
+  void (*acked) (void *opaque, struct buffer *b); /* from channel threads */
+  void *opaque;
+};
+
+/* 'clients' are connected, with their handshake done; on success the engine
+ * owns them.
+ */
+struct engine *engine_start (const struct engine_options *opt,
+                             struct client **clients, struct error *err);
+
+/* Ends the threads (what is in flight is given up if the stop was thrown, or
+ * else awaited), closes the channels, frees all.
+ */
+void engine_free (struct engine *e);
+
+/* An empty buffer, or NULL once it has failed. */
+struct buffer *engine_get (struct engine *e);
+void engine_put (struct engine *e, struct buffer *b);    /* to be sent */
+void engine_return (struct engine *e, struct buffer *b); /* was not filled */
+
+/* Wait until all that was put is acknowledged: 0, or -1 with the error. */
+int engine_drain (struct engine *e, struct error *err);
+
+/* Record an error (the first counts) and stop everything. */
+void engine_fail (struct engine *e, const struct error *why);
+bool engine_failed (struct engine *e, struct error *err);
+
+/* Bytes a second, 0: no limit. */
+void engine_set_bandwidth (struct engine *e, uint64_t bytes_s);
+
+/* Send one packet that is complete but for its seal, and turn a refusal into
+ * the words of the other side's status block.
+ */
+int send_packet (struct client *c, uint8_t *packet,
+                 const struct packet_header *h, const uint8_t *payload,
+                 struct error *err);
+
+#endif /* FERRY_ENGINE_H */

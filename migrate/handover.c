@@ -1,0 +1,361 @@
+/* nbdferry - the source: hold and handover
+ * SPDX-License-Identifier: BSD-3-Clause
+ *
+ * The steps, and what is durable where after each (docs/handover.md):
+ *
+ *                                   source          destination
+ *   hold: writes wait               active          incoming
+ *   the rest is sent
+ *   PREPARE, acknowledged           active          prepared
+ *   reads wait as well; let go      gone            prepared
+ *   COMMIT, until acknowledged      gone            active
+ *   forward; requests go on         gone            active
+ *
+ * Up to "let go" every failure ends the hold and leaves the source as it was.
+ * From there on the only way is forward: COMMIT is repeated until it is
+ * acknowledged, by this process or by the next one that opens the drive.
+ */
+#include <config.h>
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include "cleanup.h"
+#include "clock.h"
+#include "outgoing-impl.h"
+#include "pool.h"
+
+#define BACKOFF_MIN (50 * NS_PER_MS)
+#define BACKOFF_MAX (5 * NS_PER_S)
+
+/* ---- PREPARE ---- */
+
+static json_t *
+prepare_body (struct outgoing *o)
+{
+  json_t *disks = json_array ();
+
+  for (size_t i = 0; i < o->nr; i++) {
+    struct shipment *s = &o->shipments[i];
+    const struct journal_record *rec = journal_get (s->drive->journal);
+    char lineage[UUID_TEXT];
+
+    uuid_format (&rec->lineage, lineage);
+    json_array_append_new (
+      disks, json_pack ("{s:s, s:s, s:I, s:o}", "name", s->name, "lineage",
+                        lineage, "generation", (json_int_t) rec->generation,
+                        "bitmaps", shipment_counts (s)));
+  }
+  return json_pack ("{s:I, s:o}", "attempt", (json_int_t) o->attempt,
+                    "disks", disks);
+}
+
+/* Everything that is left, and the destination's word that it has it all. */
+static int
+send_rest (struct outgoing *o, struct error *err)
+{
+  json_auto_t *body = NULL;
+
+  if (outgoing_sync_bitmaps (o, err) == -1 || outgoing_round (o, err) == -1)
+    return -1;
+  o->attempt++;
+  body = prepare_body (o);
+  if (body == NULL)
+    return error_set (err, ENOMEM, "%m");
+  client_set_timeout (o->control, PREPARE_TIMEOUT_MS);
+  if (send_control (o->control, &o->h, PACKET_PREPARE, body, err) == -1)
+    return error_prefix (err, "prepare the handover");
+  return 0;
+}
+
+/* ---- letting go ---- */
+
+static int
+record_shipment (struct outgoing *o, size_t i, enum journal_state state,
+                 struct error *err)
+{
+  struct shipment *s = &o->shipments[i];
+  struct journal_record rec = *journal_get (s->drive->journal);
+
+  rec.state = state;
+  rec.session = o->session;
+  rec.attempt = o->attempt;
+  rec.peer = s->peer;
+  rec.coordinator =
+    i == 0 ? NULL : (char *) journal_path (o->shipments[0].drive->journal);
+  return drive_record (s->drive, &rec, err);
+}
+
+/* Nothing was let go: each journal says what it said before. */
+static int
+record_active (struct outgoing *o, struct error *err)
+{
+  int r = 0;
+
+  for (size_t i = 0; i < o->nr; i++) {
+    struct drive *d = o->shipments[i].drive;
+    struct journal_record rec = *journal_get (d->journal);
+
+    rec.state = JOURNAL_ACTIVE;
+    if (drive_record (d, &rec, err) == -1)
+      r = -1;
+  }
+  return r;
+}
+
+/* The first disk's record decides for all; the others say until then that
+ * they are in doubt, and where to look.
+ */
+static int
+record_gone (struct outgoing *o, struct error *err)
+{
+  for (size_t i = 1; i < o->nr; i++)
+    if (record_shipment (o, i, JOURNAL_DOUBT, err) == -1)
+      goto fail;
+  if (record_shipment (o, 0, JOURNAL_GONE, err) == -1)
+    goto fail;
+  /* If one of these fails, it stays in doubt, which now means the same. */
+  for (size_t i = 1; i < o->nr; i++)
+    record_shipment (o, i, JOURNAL_GONE, NULL);
+  return 0;
+
+ fail:
+  /* A record that failed may be on the disk all the same.  The caller will
+   * tell the destination to forget this attempt, so that even then the disk
+   * cannot become active there.
+   */
+  record_active (o, NULL);
+  return error_prefix (err, "record the handover");
+}
+
+static void
+let_go (struct outgoing *o)
+{
+  for (size_t i = 0; i < o->nr; i++) {
+    struct drive *d = o->shipments[i].drive;
+
+    drive_set_mode (d, DRIVE_GONE, NULL);
+    d->ship = NULL;
+    free (drive_swap_marks (d, NULL)); /* nobody is inside */
+  }
+}
+
+/* ---- COMMIT ---- */
+
+static json_t *
+commit_body (uint64_t attempt, json_t *disks)
+{
+  return json_pack ("{s:I, s:O}", "attempt", (json_int_t) attempt, "disks",
+                    disks);
+}
+
+/* One try, over a connection of its own unless there is one. */
+static int
+try_commit (struct client *control, const struct uuid *session,
+            uint64_t attempt, const char *peer, json_t *disks,
+            const struct stop *quit, struct error *err)
+{
+  CLEANUP_FREE char *name = client_uri_export (peer, err);
+  CLEANUP_FREE char *export = NULL;
+  json_auto_t *body = commit_body (attempt, disks);
+  struct packet_header h = { .session = *session };
+  struct client *own = NULL;
+  int r;
+
+  if (name == NULL || body == NULL ||
+      asprintf (&export, "%s@incoming", name) == -1) {
+    export = NULL;
+    return error_set (err, ENOMEM, "%m");
+  }
+  if (control == NULL) {
+    own = client_connect (peer, export, quit, CONNECT_TIMEOUT_MS, err);
+    if (own == NULL)
+      return -1;
+    client_set_timeout (own, PREPARE_TIMEOUT_MS);
+  }
+  r = send_control (control ? control : own, &h, PACKET_COMMIT, body, err);
+  client_close (own);
+  return r;
+}
+
+/* Until it is acknowledged, or 'quit' (-1). */
+static int
+commit (struct client *control, const struct uuid *session, uint64_t attempt,
+        const char *peer, json_t *disks, const struct stop *quit)
+{
+  uint64_t wait = BACKOFF_MIN;
+
+  while (try_commit (control, session, attempt, peer, disks, quit, NULL) ==
+         -1) {
+    control = NULL;
+    if (stop_wait (quit, wait))
+      return -1;
+    wait = wait * 2 < BACKOFF_MAX ? wait * 2 : BACKOFF_MAX;
+  }
+  return 0;
+}
+
+/* ---- forwarding ---- */
+
+struct forward_name {
+  char session[UUID_TEXT];
+  char disk[];
+};
+
+static void
+forward_export (void *opaque, uint64_t epoch, char *name)
+{
+  const struct forward_name *f = opaque;
+
+  snprintf (name, 4096, "%s@forward/%s/%ju", f->disk, f->session,
+            (uintmax_t) epoch);
+}
+
+/* Grows from one process to the next as well. */
+static uint64_t
+first_epoch (void)
+{
+  struct timespec ts;
+
+  clock_gettime (CLOCK_REALTIME, &ts);
+  return ts.tv_sec * NS_PER_S + ts.tv_nsec;
+}
+
+static struct disk *
+try_forward (const struct uuid *session, const char *peer, uint64_t size,
+             const struct stop *quit)
+{
+  CLEANUP_FREE char *name = client_uri_export (peer, NULL);
+  struct forward_name *f =
+    name ? malloc (sizeof *f + strlen (name) + 1) : NULL;
+
+  if (f == NULL)
+    return NULL;
+  uuid_format (session, f->session);
+  strcpy (f->disk, name);
+  return pool_open (peer, forward_export, f, FORWARD_CONNECTIONS, size,
+                    first_epoch (), quit, CONNECT_TIMEOUT_MS, NULL);
+}
+
+static struct disk *
+forward (const struct uuid *session, const char *peer, uint64_t size,
+         const struct stop *quit)
+{
+  uint64_t wait = BACKOFF_MIN;
+  struct disk *disk;
+
+  while ((disk = try_forward (session, peer, size, quit)) == NULL) {
+    if (stop_wait (quit, wait))
+      return NULL;
+    wait = wait * 2 < BACKOFF_MAX ? wait * 2 : BACKOFF_MAX;
+  }
+  return disk;
+}
+
+struct disk *
+handover_finish (const struct uuid *session, uint64_t attempt,
+                 const char *peer, json_t *disks, uint64_t size,
+                 const struct stop *quit)
+{
+  if (commit (NULL, session, attempt, peer, disks, quit) == -1)
+    return NULL;
+  return forward (session, peer, size, quit);
+}
+
+/* COMMIT, then a forwarding disk for each drive.  The gates are shut. */
+static int
+finish (struct outgoing *o)
+{
+  json_auto_t *disks = json_array ();
+
+  for (size_t i = 0; i < o->nr; i++)
+    json_array_append_new (disks, json_string (o->shipments[i].name));
+  client_set_stop (o->control, &o->quit);
+  if (commit (o->control, &o->session, o->attempt, o->shipments[0].peer,
+              disks, &o->quit) == -1)
+    return -1;
+  for (size_t i = 0; i < o->nr; i++) {
+    struct shipment *s = &o->shipments[i];
+    struct disk *remote =
+      forward (&o->session, s->peer, s->drive->size, &o->quit);
+
+    if (remote == NULL)
+      return -1;
+    pthread_mutex_lock (&s->drive->control);
+    drive_set_mode (s->drive, DRIVE_FORWARD, remote);
+    pthread_mutex_unlock (&s->drive->control);
+  }
+  return 0;
+}
+
+/* ---- all of it ---- */
+
+/* From here on a cancel is refused, unless one came before. */
+static bool
+point_of_no_return (struct outgoing *o)
+{
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&o->lock);
+
+  if (o->cancelled)
+    return false;
+  o->let_go = true;
+  return true;
+}
+
+static void
+take_back (struct outgoing *o)
+{
+  pthread_mutex_lock (&o->lock);
+  o->let_go = false;
+  pthread_mutex_unlock (&o->lock);
+}
+
+/* The part up to letting go.  Writes are held; control locks too. */
+static int
+hand_over_held (struct outgoing *o, struct error *err)
+{
+  if (send_rest (o, err) == -1)
+    return -1;
+  for (size_t i = 0; i < o->nr; i++)
+    gate_close (&o->drives[i]->reads);
+  if (!point_of_no_return (o))
+    error_set (err, ECANCELED, "cancelled");
+  else if (record_gone (o, err) == 0) {
+    let_go (o);
+    return 0;
+  }
+  else
+    take_back (o);
+  for (size_t i = 0; i < o->nr; i++)
+    gate_open (&o->drives[i]->reads);
+  return -1;
+}
+
+int
+outgoing_handover (struct outgoing *o, struct error *err)
+{
+  uint64_t held;
+  int r;
+
+  outgoing_set_status (o, MIGRATE_DEVICE);
+  drives_lock (o->drives, o->nr);
+  drives_close (o->drives, o->nr, false);
+  r = hand_over_held (o, err);
+  drives_unlock (o->drives, o->nr);
+  if (r == -1) {
+    drives_open (o->drives, o->nr, false);
+    return -1;
+  }
+  r = finish (o);
+  held = drives_open (o->drives, o->nr, true);
+  if (r == -1)
+    return error_set (err, ESHUTDOWN, "the server ends before the handover "
+                      "was acknowledged; it goes on at the next start");
+  pthread_mutex_lock (&o->lock);
+  o->info.downtime_ms = (held + NS_PER_MS - 1) / NS_PER_MS;
+  pthread_mutex_unlock (&o->lock);
+  return 0;
+}

@@ -1,0 +1,588 @@
+/* nbdferry - the destination: what control packets do
+ * SPDX-License-Identifier: BSD-3-Clause
+ *
+ * HELLO     opens a channel; the first of a session takes the drives
+ * LIST      makes the incoming bitmaps of a drive those of the source
+ * PREPARE   everything is here: checked, durable, recorded, yet passive
+ * COMMIT    the drives become active; the same COMMIT again is fine, for ever
+ * CANCEL    the source gives up; what came in is worth nothing
+ *
+ * docs/handover.md has the states, and what may be lost between them.
+ */
+#include <config.h>
+
+#include <errno.h>
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "cleanup.h"
+#include "incoming-impl.h"
+#include "incoming-names.h"
+
+static int
+bad_body (const char *what, struct error *err)
+{
+  return error_set (err, EBADMSG, "malformed %s packet", what);
+}
+
+/* ---- HELLO ---- */
+
+/* May this drive be the destination of that disk? */
+static int
+check_drive (struct drive *d, const struct uuid *session, json_t *disk,
+             struct error *err)
+{
+  const struct journal_record *rec = journal_get (d->journal);
+  const char *lineage = NULL;
+  json_int_t size = -1, generation = -1;
+  struct uuid l;
+
+  if (json_unpack (disk, "{s:I, s:s, s:I}", "size", &size, "lineage",
+                   &lineage, "generation", &generation) == -1 ||
+      !uuid_parse (lineage, &l))
+    return bad_body ("HELLO", err);
+  switch (d->mode) {
+  case DRIVE_INCOMING:
+    break;
+  case DRIVE_PREPARED:
+    /* Its source may have let go of it, unless it is that very disk which
+     * asks again: it would not if it had.
+     */
+    if (!uuid_equal (&rec->session, session) &&
+        !(uuid_equal (&rec->lineage, &l) &&
+          rec->generation == (uint64_t) generation))
+      return error_set (err, EBUSY, "disk '%s' at the destination waits for "
+                        "another migration to hand it over", d->name);
+    break;
+  default:
+    return error_set (err, EBUSY, "disk '%s' is %s at the destination; only "
+                      "a server started with incoming=on, for a disk that "
+                      "is not in use there, can receive it", d->name,
+                      drive_mode_name (d->mode));
+  }
+  if ((uint64_t) size > d->size)
+    return error_set (err, ENOSPC, "disk '%s' is too small at the "
+                      "destination: %" PRIu64 " bytes instead of %" PRIu64,
+                      d->name, d->size, (uint64_t) size);
+  if ((uint64_t) size < d->size)
+    return error_set (err, EINVAL, "disk '%s' has %" PRIu64 " bytes at the "
+                      "destination instead of %" PRIu64, d->name, d->size,
+                      (uint64_t) size);
+  return 0;
+}
+
+/* Forget the bitmaps that an unfinished session brought.  Control held. */
+static int
+drop_incoming (struct drive *d, struct error *err)
+{
+  struct named_bitmap **keep =
+    calloc (d->nr_bitmaps ? d->nr_bitmaps : 1, sizeof keep[0]);
+  CLEANUP_FREE struct named_bitmap **gone =
+    calloc (d->nr_bitmaps ? d->nr_bitmaps : 1, sizeof gone[0]);
+  size_t nr = 0, nr_gone = 0;
+
+  if (keep == NULL || gone == NULL) {
+    free (keep);
+    return error_set (err, ENOMEM, "%m");
+  }
+  for (size_t i = 0; i < d->nr_bitmaps; i++)
+    if (d->bitmaps[i]->incoming)
+      gone[nr_gone++] = d->bitmaps[i];
+    else
+      keep[nr++] = d->bitmaps[i];
+  drive_set_bitmaps (d, keep, nr);
+  if (drive_write_list (d, err) == -1)
+    return -1; /* they stay in the sidecar, to be dropped at the next open */
+  for (size_t i = 0; i < nr_gone; i++)
+    drive_free_bitmap (d, gone[i]);
+  return 0;
+}
+
+/* The drive belongs to the session from here on, durably. */
+static int
+take_drive (struct drive *d, const struct uuid *session, struct error *err)
+{
+  struct journal_record rec = *journal_get (d->journal);
+
+  rec.state = JOURNAL_INCOMING;
+  rec.session = *session;
+  rec.attempt = 0;
+  rec.coordinator = rec.peer = NULL;
+  if (drive_record (d, &rec, err) == -1 || drop_incoming (d, err) == -1)
+    return -1;
+  drives_close (&d, 1, true);
+  drive_set_mode (d, DRIVE_INCOMING, NULL);
+  drives_open (&d, 1, true);
+  return 0;
+}
+
+static struct session *
+new_session (const struct uuid *id, size_t nr, struct error *err)
+{
+  struct session *s = calloc (1, sizeof *s);
+
+  if (s == NULL || (s->drives = calloc (nr, sizeof *s->drives)) == NULL) {
+    free (s);
+    error_set (err, ENOMEM, "%m");
+    return NULL;
+  }
+  s->id = *id;
+  s->nr = nr;
+  s->refs = 1;
+  fence_init (&s->fence);
+  return s;
+}
+
+/* Put the session in place of those that had its drives, and wait until
+ * nothing of those runs any more.
+ */
+static void
+displace (struct incoming *in, struct session *s)
+{
+  for (size_t i = 0; i < s->nr; i++) {
+    struct incoming_drive *id = incoming_find (in, s->drives[i]->name);
+    struct session *old;
+
+    pthread_mutex_lock (&in->lock);
+    old = id->session;
+    id->session = s;
+    s->refs++;
+    pthread_mutex_unlock (&in->lock);
+    if (old && old != s)
+      fence_raise (&old->fence, SESSION_CLOSED);
+    session_unref (in, old);
+  }
+}
+
+/* Find the drives of a session; all checks come before the first change. */
+static struct session *
+begin_session (struct incoming *in, const struct uuid *id, json_t *disks,
+               struct error *err)
+{
+  size_t nr = json_array_size (disks);
+  struct session *s;
+
+  if (nr == 0 || nr > in->nr) {
+    error_set (err, EINVAL, "%zu disks are to come, this server has %zu", nr,
+               in->nr);
+    return NULL;
+  }
+  s = new_session (id, nr, err);
+  if (s == NULL)
+    return NULL;
+  for (size_t i = 0; i < nr; i++) {
+    json_t *disk = json_array_get (disks, i);
+    const char *name = json_string_value (json_object_get (disk, "name"));
+    struct incoming_drive *d = name ? incoming_find (in, name) : NULL;
+    int r;
+
+    if (d == NULL) {
+      error_set (err, ENOENT, "the destination has no disk '%s'",
+                 name ? name : "");
+      goto fail;
+    }
+    for (size_t k = 0; k < i; k++)
+      if (s->drives[k] == d->drive) {
+        bad_body ("HELLO", err);
+        goto fail;
+      }
+    s->drives[i] = d->drive;
+    pthread_mutex_lock (&d->drive->control);
+    r = d->drive->store ? check_drive (d->drive, id, disk, err)
+                        : error_set (err, EROFS, "disk '%s' cannot be "
+                                     "written at the destination", name);
+    pthread_mutex_unlock (&d->drive->control);
+    if (r == -1)
+      goto fail;
+  }
+  displace (in, s);
+  for (size_t i = 0; i < nr; i++) {
+    struct drive *d = s->drives[i];
+    int r;
+
+    pthread_mutex_lock (&d->control);
+    r = take_drive (d, id, err);
+    pthread_mutex_unlock (&d->control);
+    if (r == -1)
+      goto fail;
+  }
+  return s;
+
+ fail:
+  session_unref (in, s);
+  return NULL;
+}
+
+/* The session with that id, with a reference, if it is here. */
+static struct session *
+find_session (struct incoming *in, const struct uuid *id)
+{
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&in->lock);
+
+  for (size_t i = 0; i < in->nr; i++) {
+    struct session *s = in->drives[i].session;
+
+    if (s && uuid_equal (&s->id, id)) {
+      s->refs++;
+      return s;
+    }
+  }
+  return NULL;
+}
+
+int
+incoming_hello (struct incoming_channel *ch, const struct packet_header *h,
+                json_t *body, struct error *err)
+{
+  json_t *disks = json_object_get (body, "disks");
+  struct session *s, *old;
+
+  if (!json_is_array (disks) || h->epoch == SESSION_CLOSED)
+    return bad_body ("HELLO", err);
+  s = find_session (ch->in, &h->session);
+  if (s == NULL) {
+    s = begin_session (ch->in, &h->session, disks, err);
+    if (s == NULL)
+      return -1;
+  }
+  if (fence_raise (&s->fence, h->epoch) == -1) {
+    session_unref (ch->in, s);
+    return error_set (err, ESTALE, "handshake of an older connection");
+  }
+  pthread_mutex_lock (&ch->in->lock);
+  old = ch->session;
+  ch->session = s;
+  pthread_mutex_unlock (&ch->in->lock);
+  session_unref (ch->in, old);
+  return 0;
+}
+
+/* ---- LIST ---- */
+
+struct listed {
+  const char *name;
+  json_int_t granularity;
+  int recording, persistent;
+};
+
+static int
+unpack_listed (json_t *o, struct listed *l, struct error *err)
+{
+  if (json_unpack (o, "{s:s, s:I, s:b, s:b}", "name", &l->name,
+                   "granularity", &l->granularity, "recording",
+                   &l->recording, "persistent", &l->persistent) == -1 ||
+      l->granularity < 1 << BITMAP_MIN_SHIFT ||
+      l->granularity > INT64_C (1) << BITMAP_MAX_SHIFT ||
+      (l->granularity & (l->granularity - 1)) != 0 || l->name[0] == '\0' ||
+      strlen (l->name) > 1023)
+    return bad_body ("LIST", err);
+  return 0;
+}
+
+/* The bitmap that the list asks for: one that came before, or a new one. */
+static struct named_bitmap *
+listed_bitmap (struct drive *d, const struct listed *l, struct error *err)
+{
+  unsigned shift = __builtin_ctzll (l->granularity);
+  struct named_bitmap *nb = drive_find_bitmap (d, l->name);
+
+  if (nb && !nb->incoming) {
+    error_set (err, EEXIST, "Bitmap already exists: %s (disk '%s' at the "
+               "destination)", l->name, d->name);
+    return NULL;
+  }
+  if (nb && nb->shift == shift && nb->persistent == l->persistent)
+    return nb;
+  nb = drive_new_bitmap (d, l->name, shift, l->persistent, l->recording, err);
+  if (nb == NULL) {
+    error_prefix (err, "bitmap '%s' at the destination", l->name);
+    return NULL;
+  }
+  nb->incoming = true;
+  return nb;
+}
+
+static bool
+contains (struct named_bitmap *const *v, size_t nr,
+          const struct named_bitmap *nb)
+{
+  for (size_t i = 0; i < nr; i++)
+    if (v[i] == nb)
+      return true;
+  return false;
+}
+
+/* Replace the drive's bitmaps by 'now'; what is not in it any more is freed.
+ * Takes over 'now'.
+ */
+static int
+swap_bitmaps (struct drive *d, struct named_bitmap **now, size_t nr,
+              struct error *err)
+{
+  CLEANUP_FREE struct named_bitmap **was =
+    malloc ((d->nr_bitmaps + 1) * sizeof was[0]);
+  size_t nr_was = d->nr_bitmaps;
+
+  if (was == NULL) {
+    free (now);
+    return error_set (err, ENOMEM, "%m");
+  }
+  memcpy (was, d->bitmaps, nr_was * sizeof was[0]);
+  drive_set_bitmaps (d, now, nr);
+  if (drive_write_list (d, err) == -1)
+    return -1;
+  for (size_t i = 0; i < nr_was; i++)
+    if (!contains (now, nr, was[i]))
+      drive_free_bitmap (d, was[i]);
+  return 0;
+}
+
+int
+incoming_list (struct session *s, const struct packet_header *h, json_t *body,
+               struct error *err)
+{
+  json_t *list = json_object_get (body, "bitmaps"), *o;
+  struct named_bitmap **now;
+  struct drive *d;
+  size_t nr = 0, i;
+
+  if (!json_is_array (list) || h->disk >= s->nr)
+    return bad_body ("LIST", err);
+  d = s->drives[h->disk];
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&d->control);
+  if (d->mode != DRIVE_INCOMING)
+    return error_set (err, EPROTO, "disk '%s' is %s; it takes no bitmaps",
+                      d->name, drive_mode_name (d->mode));
+  now = calloc (d->nr_bitmaps + json_array_size (list) + 1, sizeof now[0]);
+  if (now == NULL)
+    return error_set (err, ENOMEM, "%m");
+  for (size_t k = 0; k < d->nr_bitmaps; k++)
+    if (!d->bitmaps[k]->incoming)
+      now[nr++] = d->bitmaps[k];
+  json_array_foreach (list, i, o) {
+    struct listed l;
+    struct named_bitmap *nb;
+
+    if (unpack_listed (o, &l, err) == -1 ||
+        (nb = listed_bitmap (d, &l, err)) == NULL)
+      goto fail;
+    if (contains (now, nr, nb)) {
+      bad_body ("LIST", err);
+      goto fail;
+    }
+    pthread_mutex_lock (&d->list);
+    nb->recording = l.recording;
+    pthread_mutex_unlock (&d->list);
+    now[nr++] = nb;
+  }
+  return swap_bitmaps (d, now, nr, err);
+
+ fail:
+  for (size_t k = 0; k < nr; k++)
+    if (!contains (d->bitmaps, d->nr_bitmaps, now[k]))
+      drive_free_bitmap (d, now[k]);
+  free (now);
+  return -1;
+}
+
+/* ---- PREPARE ---- */
+
+/* Has every bitmap as many bits as at the source?  Cheap, and it would betray
+ * most of what can go wrong on the way.
+ */
+static int
+check_counts (struct drive *d, json_t *disk, struct error *err)
+{
+  json_t *list = json_object_get (disk, "bitmaps"), *o;
+  size_t i, incoming = 0;
+
+  json_array_foreach (list, i, o) {
+    const char *name;
+    json_int_t bits;
+    struct named_bitmap *nb;
+
+    if (json_unpack (o, "{s:s, s:I}", "name", &name, "bits", &bits) == -1)
+      return bad_body ("PREPARE", err);
+    nb = drive_find_bitmap (d, name);
+    if (nb == NULL || !nb->incoming || nb->bits == NULL)
+      return error_set (err, EBADMSG, "bitmap '%s' did not arrive", name);
+    if (bitmap_count_bits (nb->bits) != (uint64_t) bits)
+      return error_set (err, EBADMSG, "bitmap '%s' arrived with %" PRIu64
+                        " bits instead of %" PRIu64, name,
+                        bitmap_count_bits (nb->bits), (uint64_t) bits);
+  }
+  for (size_t k = 0; k < d->nr_bitmaps; k++)
+    incoming += d->bitmaps[k]->incoming;
+  if (incoming != json_array_size (list))
+    return error_set (err, EBADMSG, "%zu bitmaps arrived instead of %zu",
+                      incoming, json_array_size (list));
+  return 0;
+}
+
+/* Bitmaps that this side had before know nothing of what has come in. */
+static void
+distrust_own (struct drive *d)
+{
+  for (size_t i = 0; i < d->nr_bitmaps; i++) {
+    struct named_bitmap *nb = d->bitmaps[i];
+
+    if (!nb->incoming && nb->recording && nb->bits)
+      bitmap_set (nb->bits, 0, d->size);
+  }
+}
+
+static int
+prepare_drive (struct session *s, struct drive *d, json_t *disk,
+               uint64_t attempt, struct error *err)
+{
+  struct journal_record rec = *journal_get (d->journal);
+  json_int_t generation;
+  const char *lineage;
+
+  if (json_unpack (disk, "{s:s, s:I}", "lineage", &lineage, "generation",
+                   &generation) == -1 ||
+      !uuid_parse (lineage, &rec.lineage))
+    return bad_body ("PREPARE", err);
+  if (d->mode != DRIVE_INCOMING && d->mode != DRIVE_PREPARED)
+    return error_set (err, EPROTO, "disk '%s' is %s; it cannot be prepared",
+                      d->name, drive_mode_name (d->mode));
+  if (check_counts (d, disk, err) == -1)
+    return error_prefix (err, "disk '%s'", d->name);
+  distrust_own (d);
+  if (d->disk->ops->flush (d->disk) == -1)
+    return error_set (err, errno, "flush %s: %m", d->path);
+  if (qcow2_sync (d->store, err) == -1)
+    return -1;
+  rec.state = JOURNAL_PREPARED;
+  rec.generation = generation;
+  rec.session = s->id;
+  rec.attempt = attempt;
+  rec.peer = NULL;
+  rec.coordinator = d == s->drives[0]
+                      ? NULL
+                      : (char *) journal_path (s->drives[0]->journal);
+  if (drive_record (d, &rec, err) == -1)
+    return -1;
+  drives_close (&d, 1, true);
+  drive_set_mode (d, DRIVE_PREPARED, NULL);
+  drives_open (&d, 1, true);
+  return 0;
+}
+
+int
+incoming_prepare (struct session *s, json_t *body, struct error *err)
+{
+  json_t *disks = json_object_get (body, "disks");
+  json_int_t attempt;
+
+  if (json_unpack (body, "{s:I}", "attempt", &attempt) == -1 ||
+      json_array_size (disks) != s->nr)
+    return bad_body ("PREPARE", err);
+  fence_drain (&s->fence);
+  for (size_t i = 0; i < s->nr; i++) {
+    struct drive *d = s->drives[i];
+    int r;
+
+    pthread_mutex_lock (&d->control);
+    r = prepare_drive (s, d, json_array_get (disks, i), attempt, err);
+    pthread_mutex_unlock (&d->control);
+    if (r == -1)
+      return -1;
+  }
+  return 0;
+}
+
+/* ---- COMMIT ---- */
+
+/* Serve the drive: its bitmaps record from here on.  Control held. */
+static int
+activate (struct drive *d, struct error *err)
+{
+  struct marks *marks = drive_build_marks (d, NULL, 0);
+
+  if (marks == NULL)
+    return error_set (err, ENOMEM, "%m");
+  pthread_mutex_lock (&d->list);
+  for (size_t i = 0; i < d->nr_bitmaps; i++)
+    d->bitmaps[i]->incoming = false;
+  pthread_mutex_unlock (&d->list);
+  incoming_names_forget (d->state_dir);
+  drives_close (&d, 1, true);
+  marks = drive_swap_marks (d, marks);
+  drive_set_mode (d, DRIVE_ACTIVE, NULL);
+  drives_open (&d, 1, true);
+  free (marks);
+  return 0;
+}
+
+static int
+commit_drive (struct drive *d, const struct uuid *session, uint64_t attempt,
+              struct error *err)
+{
+  struct journal_record rec = *journal_get (d->journal);
+
+  if (!uuid_equal (&rec.session, session) || rec.attempt != attempt)
+    return error_set (err, EPROTO, "disk '%s' was not prepared by that "
+                      "session and attempt", d->name);
+  if (rec.state == JOURNAL_PREPARED) {
+    rec.state = JOURNAL_ACTIVE;
+    rec.generation++;
+    if (drive_record (d, &rec, err) == -1)
+      return -1;
+  }
+  else if (rec.state != JOURNAL_ACTIVE)
+    return error_set (err, EPROTO, "disk '%s' is %s; it cannot be committed",
+                      d->name, journal_state_name (rec.state));
+  /* A COMMIT that was interrupted before is finished here. */
+  return d->mode == DRIVE_ACTIVE ? 0 : activate (d, err);
+}
+
+int
+incoming_commit (struct incoming *in, const struct packet_header *h,
+                 json_t *body, struct error *err)
+{
+  json_t *disks = json_object_get (body, "disks"), *o;
+  json_int_t attempt;
+  size_t i;
+
+  if (json_unpack (body, "{s:I}", "attempt", &attempt) == -1 ||
+      json_array_size (disks) == 0)
+    return bad_body ("COMMIT", err);
+  /* The first disk is the coordinator: its record decides for all. */
+  json_array_foreach (disks, i, o) {
+    const char *name = json_string_value (o);
+    struct incoming_drive *d = name ? incoming_find (in, name) : NULL;
+    int r;
+
+    if (d == NULL || d->drive->journal == NULL)
+      return error_set (err, ENOENT, "the destination has no disk '%s'",
+                        name ? name : "");
+    pthread_mutex_lock (&d->drive->control);
+    r = commit_drive (d->drive, &h->session, attempt, err);
+    pthread_mutex_unlock (&d->drive->control);
+    if (r == -1)
+      return -1;
+  }
+  return 0;
+}
+
+/* ---- CANCEL ---- */
+
+int
+incoming_cancel (struct session *s, struct error *err)
+{
+  int r = 0;
+
+  fence_drain (&s->fence);
+  for (size_t i = 0; i < s->nr; i++) {
+    struct drive *d = s->drives[i];
+
+    pthread_mutex_lock (&d->control);
+    if (d->mode == DRIVE_INCOMING || d->mode == DRIVE_PREPARED)
+      if (take_drive (d, &s->id, err) == -1)
+        r = -1;
+    pthread_mutex_unlock (&d->control);
+  }
+  return r;
+}

@@ -1,0 +1,65 @@
+/* nbdferry - the destination's parts, among themselves
+ * SPDX-License-Identifier: BSD-3-Clause
+ */
+#ifndef FERRY_INCOMING_IMPL_H
+#define FERRY_INCOMING_IMPL_H
+
+#include <jansson.h>
+#include <pthread.h>
+
+#include "incoming.h"
+
+/* The epoch that turns all packets of a session away; none may use it. */
+#define SESSION_CLOSED UINT64_MAX
+
+/* One migration that is coming in: some drives that move together. */
+struct session {
+  struct uuid id;        /* read-only, as are the drives */
+  struct drive **drives; /* in the source's order; packets give the index */
+  size_t nr;
+  struct fence fence;    /* has its own lock */
+  unsigned refs;         /* protected by incoming->lock */
+};
+
+struct incoming_drive {
+  struct drive *drive;
+  struct session *session; /* protected by incoming->lock; or NULL */
+  struct fence forward;    /* of forwarded clients; has its own lock */
+};
+
+struct incoming {
+  struct incoming_drive *drives; /* the vector is read-only */
+  size_t nr;
+  pthread_mutex_t control; /* one control packet at a time; taken first */
+  bool stopped;            /* protected by control */
+  pthread_mutex_t lock;    /* short; protects sessions and channels */
+};
+
+struct incoming_channel {
+  struct incoming *in;
+  /* Protected by in->lock. */
+  struct session *session;
+  int errnum;
+  char error[ERROR_MAX]; /* the last one, for the status block */
+};
+
+struct incoming_drive *incoming_find (struct incoming *in, const char *name);
+struct session *session_ref (struct incoming *in, struct session *s);
+void session_unref (struct incoming *in, struct session *s);
+
+/* incoming-data.c: a DATA packet for one of the session's drives. */
+int incoming_data (struct session *s, const uint8_t *buf,
+                   const struct packet_header *h, struct error *err);
+
+/* incoming-control.c; in->control is held.  'body' is the packet's JSON. */
+int incoming_hello (struct incoming_channel *ch,
+                    const struct packet_header *h, json_t *body,
+                    struct error *err);
+int incoming_list (struct session *s, const struct packet_header *h,
+                   json_t *body, struct error *err);
+int incoming_prepare (struct session *s, json_t *body, struct error *err);
+int incoming_commit (struct incoming *in, const struct packet_header *h,
+                     json_t *body, struct error *err);
+int incoming_cancel (struct session *s, struct error *err);
+
+#endif /* FERRY_INCOMING_IMPL_H */

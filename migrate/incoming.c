@@ -1,0 +1,304 @@
+/* nbdferry - the destination of migrations: channels and sessions
+ * SPDX-License-Identifier: BSD-3-Clause
+ *
+ * A session begins with the first HELLO that names it, and takes its drives
+ * from any session that had them before: their source has given up, or it
+ * would not begin again.  Data packets run side by side, inside the session's
+ * fence; control packets run one at a time.
+ */
+#include <config.h>
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "cleanup.h"
+#include "incoming-impl.h"
+
+struct incoming *
+incoming_new (struct drive *const *drives, size_t nr, struct error *err)
+{
+  struct incoming *in = calloc (1, sizeof *in);
+
+  if (in == NULL || (in->drives = calloc (nr, sizeof *in->drives)) == NULL) {
+    free (in);
+    error_set (err, ENOMEM, "%m");
+    return NULL;
+  }
+  in->nr = nr;
+  for (size_t i = 0; i < nr; i++) {
+    in->drives[i].drive = drives[i];
+    fence_init (&in->drives[i].forward);
+  }
+  pthread_mutex_init (&in->control, NULL);
+  pthread_mutex_init (&in->lock, NULL);
+  return in;
+}
+
+void
+incoming_free (struct incoming *in)
+{
+  if (in == NULL)
+    return;
+  for (size_t i = 0; i < in->nr; i++) {
+    session_unref (in, in->drives[i].session);
+    fence_destroy (&in->drives[i].forward);
+  }
+  pthread_mutex_destroy (&in->control);
+  pthread_mutex_destroy (&in->lock);
+  free (in->drives);
+  free (in);
+}
+
+void
+incoming_stop (struct incoming *in)
+{
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&in->control);
+
+  in->stopped = true;
+  /* Only control packets change the sessions of drives. */
+  for (size_t i = 0; i < in->nr; i++)
+    if (in->drives[i].session)
+      fence_raise (&in->drives[i].session->fence, SESSION_CLOSED);
+}
+
+struct incoming_drive *
+incoming_find (struct incoming *in, const char *name)
+{
+  for (size_t i = 0; i < in->nr; i++)
+    if (strcmp (in->drives[i].drive->name, name) == 0)
+      return &in->drives[i];
+  return NULL;
+}
+
+struct session *
+session_ref (struct incoming *in, struct session *s)
+{
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&in->lock);
+
+  if (s)
+    s->refs++;
+  return s;
+}
+
+void
+session_unref (struct incoming *in, struct session *s)
+{
+  bool last;
+
+  if (s == NULL)
+    return;
+  pthread_mutex_lock (&in->lock);
+  last = --s->refs == 0;
+  pthread_mutex_unlock (&in->lock);
+  if (!last)
+    return;
+  fence_destroy (&s->fence);
+  free (s->drives);
+  free (s);
+}
+
+/* ---- channels ---- */
+
+struct incoming_channel *
+incoming_open (struct incoming *in)
+{
+  struct incoming_channel *ch = calloc (1, sizeof *ch);
+
+  if (ch)
+    ch->in = in;
+  return ch;
+}
+
+void
+incoming_close (struct incoming_channel *ch)
+{
+  session_unref (ch->in, ch->session);
+  free (ch);
+}
+
+/* The channel's session, with a reference, if the packet belongs to it. */
+static struct session *
+session_of (struct incoming_channel *ch, const struct packet_header *h,
+            struct error *err)
+{
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&ch->in->lock);
+  struct session *s = ch->session;
+
+  if (s == NULL || !uuid_equal (&s->id, &h->session)) {
+    error_set (err, ESTALE, "packet of a session that this channel did not "
+               "open with a handshake");
+    return NULL;
+  }
+  s->refs++;
+  return s;
+}
+
+/* ---- packets ---- */
+
+static int
+data_packet (struct incoming_channel *ch, const uint8_t *buf,
+             const struct packet_header *h, struct error *err)
+{
+  struct session *s = session_of (ch, h, err);
+  int r;
+
+  if (s == NULL)
+    return -1;
+  if (fence_enter (&s->fence, h->epoch) == -1)
+    r = error_set (err, ESTALE, "packet of an older connection (epoch %ju)",
+                   (uintmax_t) h->epoch);
+  else {
+    r = incoming_data (s, buf, h, err);
+    fence_leave (&s->fence, h->epoch);
+  }
+  session_unref (ch->in, s);
+  return r;
+}
+
+static int
+in_session (struct incoming_channel *ch, const struct packet_header *h,
+            json_t *body, struct error *err)
+{
+  struct session *s = session_of (ch, h, err);
+  int r = -1;
+
+  if (s == NULL)
+    return -1;
+  /* A control packet is fenced like any other, but it is not inside while it
+   * waits for those that are.
+   */
+  if (fence_enter (&s->fence, h->epoch) == -1)
+    error_set (err, ESTALE, "packet of an older connection (epoch %ju)",
+               (uintmax_t) h->epoch);
+  else {
+    fence_leave (&s->fence, h->epoch);
+    if (h->type == PACKET_LIST)
+      r = incoming_list (s, h, body, err);
+    else if (h->type == PACKET_PREPARE)
+      r = incoming_prepare (s, body, err);
+    else
+      r = incoming_cancel (s, err);
+  }
+  session_unref (ch->in, s);
+  return r;
+}
+
+static int
+control_packet (struct incoming_channel *ch, const uint8_t *buf,
+                const struct packet_header *h, struct error *err)
+{
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&ch->in->control);
+  json_error_t jerr;
+  json_auto_t *body = NULL;
+
+  if (ch->in->stopped)
+    return error_set (err, ESHUTDOWN, "the server is going down");
+  if (h->body_size > 0) {
+    body = json_loadb (packet_json (buf), h->body_size, 0, &jerr);
+    if (!json_is_object (body))
+      return error_set (err, EBADMSG, "control packet without a JSON object");
+  }
+  switch (h->type) {
+  case PACKET_HELLO: return incoming_hello (ch, h, body, err);
+  case PACKET_COMMIT: return incoming_commit (ch->in, h, body, err);
+  default: return in_session (ch, h, body, err);
+  }
+}
+
+int
+incoming_packet (struct incoming_channel *ch, const void *buf, size_t len,
+                 struct error *err)
+{
+  struct packet_header h;
+  int r = packet_parse (buf, len, &h, err);
+
+  if (r == 0)
+    r = h.type == PACKET_DATA ? data_packet (ch, buf, &h, err)
+                              : control_packet (ch, buf, &h, err);
+  if (r == 0)
+    return 0;
+  pthread_mutex_lock (&ch->in->lock);
+  ch->errnum = err->errnum;
+  memcpy (ch->error, err->msg, sizeof ch->error);
+  pthread_mutex_unlock (&ch->in->lock);
+  errno = err->errnum;
+  return -1;
+}
+
+int
+incoming_flush (struct incoming_channel *ch, struct error *err)
+{
+  struct session *s;
+  int r = 0;
+
+  pthread_mutex_lock (&ch->in->lock);
+  s = ch->session;
+  if (s)
+    s->refs++;
+  pthread_mutex_unlock (&ch->in->lock);
+  for (size_t i = 0; s && r == 0 && i < s->nr; i++) {
+    struct disk *disk = s->drives[i]->disk;
+
+    r = disk->ops->flush (disk);
+    if (r == -1)
+      error_set (err, errno, "flush %s: %m", s->drives[i]->path);
+  }
+  session_unref (ch->in, s);
+  return r;
+}
+
+/* ---- status ---- */
+
+void
+incoming_status (struct incoming_channel *ch, char status[PACKET_STATUS])
+{
+  json_auto_t *o = json_object ();
+  char id[UUID_TEXT] = "";
+  size_t n;
+
+  memset (status, 0, PACKET_STATUS);
+  json_object_set_new (o, "version", json_integer (PACKET_VERSION));
+  pthread_mutex_lock (&ch->in->lock);
+  if (ch->session) {
+    uuid_format (&ch->session->id, id);
+    json_object_set_new (o, "session", json_string (id));
+  }
+  if (ch->errnum) {
+    json_object_set_new (o, "errno", json_integer (ch->errnum));
+    json_object_set_new (o, "error", json_string (ch->error));
+  }
+  pthread_mutex_unlock (&ch->in->lock);
+  n = json_dumpb (o, status, PACKET_STATUS - 1, JSON_COMPACT);
+  if (n >= PACKET_STATUS) /* cannot be, with messages as long as they are */
+    memset (status, 0, PACKET_STATUS);
+}
+
+/* ---- forwarded clients ---- */
+
+struct fence *
+incoming_fence (struct incoming *in, struct drive *d)
+{
+  return &incoming_find (in, d->name)->forward;
+}
+
+int
+incoming_forward (struct incoming *in, struct drive *d,
+                  const struct uuid *session, uint64_t epoch,
+                  struct error *err)
+{
+  bool ours;
+
+  pthread_mutex_lock (&d->control);
+  ours = d->mode == DRIVE_ACTIVE && d->journal &&
+         uuid_equal (&journal_get (d->journal)->session, session);
+  pthread_mutex_unlock (&d->control);
+  if (!ours)
+    return error_set (err, EPERM, "disk '%s' was not handed over by that "
+                      "session", d->name);
+  if (fence_raise (incoming_fence (in, d), epoch) == -1)
+    return error_set (err, ESTALE, "an older connection (epoch %ju)",
+                      (uintmax_t) epoch);
+  return 0;
+}

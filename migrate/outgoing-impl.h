@@ -1,0 +1,80 @@
+/* nbdferry - the source's parts, among themselves
+ * SPDX-License-Identifier: BSD-3-Clause
+ */
+#ifndef FERRY_OUTGOING_IMPL_H
+#define FERRY_OUTGOING_IMPL_H
+
+#include <pthread.h>
+
+#include "outgoing.h"
+#include "shipment.h"
+
+#define MAX_PRODUCERS 4
+
+/* Forwarded clients share that many connections. */
+#define FORWARD_CONNECTIONS 8
+
+#define CONNECT_TIMEOUT_MS 10000
+/* PREPARE that takes longer than this is given up, and the hold with it. */
+#define PREPARE_TIMEOUT_MS 5000
+
+struct outgoing {
+  /* Read-only once the threads run. */
+  struct drive **drives;       /* sorted, as drives_lock wants them */
+  struct shipment *shipments;  /* in the order of the command */
+  size_t nr;
+  struct uuid session;
+  char *uri;
+  void (*changed) (void *opaque, const struct migrate_info *info);
+  void *opaque;
+  struct stop cancel; /* cancelled, failed, or the daemon ends */
+  struct stop quit;   /* the daemon ends */
+  pthread_t thread;
+
+  /* The migration thread's own. */
+  struct client *control;
+  struct engine *engine;   /* also used by producers, while they run */
+  struct packet_header h;  /* for control packets */
+  uint64_t epoch;
+  uint64_t attempt;
+  uint64_t dirty_before;   /* what the last round left, bytes */
+
+  pthread_mutex_t lock; /* protects what follows */
+  pthread_cond_t cond;
+  struct migrate_params params;
+  struct migrate_info info;
+  uint64_t started_ns, ended_ns; /* 0: not yet */
+  bool let_go;          /* past the point of no return */
+  bool cancelled;
+  bool running;         /* the engine may be used */
+  /* Producers: a round is open while 'producing' > 0. */
+  unsigned round;
+  unsigned producing, producers;
+  bool producers_end;
+  pthread_t producer[MAX_PRODUCERS];
+  uint64_t sample_ns, sample_bytes; /* when the rate was measured last */
+  uint64_t wire_bytes, normal_bytes, zero_bytes, bitmap_bytes;
+  uint64_t bandwidth;   /* bytes a second of block data, as measured; 0: not */
+};
+
+void outgoing_set_status (struct outgoing *o, enum migrate_status status);
+
+/* Ship what is dirty, once through all disks, until it is acknowledged. */
+int outgoing_round (struct outgoing *o, struct error *err);
+
+/* The bitmaps that changed without a write, of all disks. */
+int outgoing_sync_bitmaps (struct outgoing *o, struct error *err);
+
+/* handover.c: hold, PREPARE, let go, COMMIT, forward.  -1: nothing has
+ * happened, and the drives are as before; or, with let_go, the daemon ends.
+ */
+int outgoing_handover (struct outgoing *o, struct error *err);
+
+/* For a drive that has let go: COMMIT until it is acknowledged, then connect
+ * to where it went.  NULL only once 'quit' is thrown.
+ */
+struct disk *handover_finish (const struct uuid *session, uint64_t attempt,
+                              const char *peer, json_t *disks, uint64_t size,
+                              const struct stop *quit);
+
+#endif /* FERRY_OUTGOING_IMPL_H */

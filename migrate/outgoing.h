@@ -1,0 +1,105 @@
+/* nbdferry - the source of a migration
+ * SPDX-License-Identifier: BSD-3-Clause
+ *
+ * One struct outgoing is one attempt to move some drives to another daemon.
+ * It has its own threads; the caller asks how it goes, may change its
+ * parameters, and may cancel it.  All functions may be called from any
+ * thread; none waits for the network.
+ */
+#ifndef FERRY_OUTGOING_H
+#define FERRY_OUTGOING_H
+
+#include "drive.h"
+#include "error.h"
+
+#define MIGRATE_MAX_CHANNELS 64
+
+enum migrate_compression {
+  MIGRATE_COMPRESSION_NONE,
+  MIGRATE_COMPRESSION_ZLIB,
+  MIGRATE_COMPRESSION_ZSTD,
+};
+
+struct migrate_params {
+  uint64_t max_bandwidth;  /* bytes a second, 0: no limit */
+  uint64_t downtime_limit; /* ms */
+  unsigned channels;       /* 1 to MIGRATE_MAX_CHANNELS, for each drive */
+  enum migrate_compression compression;
+};
+
+#define MIGRATE_PARAMS_DEFAULT \
+  { .downtime_limit = 30, .channels = 4 }
+
+/* QEMU's MigrationStatus, as far as it is used. */
+enum migrate_status {
+  MIGRATE_NONE,
+  MIGRATE_SETUP,
+  MIGRATE_ACTIVE,
+  MIGRATE_DEVICE, /* the hold and the handover */
+  MIGRATE_CANCELLING,
+  MIGRATE_CANCELLED,
+  MIGRATE_FAILED,
+  MIGRATE_COMPLETED,
+};
+
+struct migrate_info {
+  enum migrate_status status;
+  char error[ERROR_MAX];  /* why it failed, or "" */
+  uint64_t total_ms;      /* since it began, or until it ended */
+  uint64_t setup_ms;
+  uint64_t downtime_ms;   /* how long requests were held; once completed */
+  uint64_t expected_downtime_ms;
+  /* in bytes */
+  uint64_t transferred;   /* on the wire */
+  uint64_t remaining;     /* dirty data that is still to be sent */
+  uint64_t total;         /* the size of all drives */
+  uint64_t normal_bytes;  /* block data */
+  uint64_t zero_bytes;    /* zeros and holes, sent as extents */
+  uint64_t dirty_rate;    /* a second */
+  double mbps;            /* megabits a second on the wire, lately */
+  unsigned round;         /* dirty-sync-count */
+  uint64_t bitmap_bytes;  /* bitmap sections on the wire */
+  uint64_t throttle_us;   /* by how much each write is slowed now */
+  uint64_t longest_hold_us; /* of any gate since it began */
+};
+
+struct outgoing;
+
+/* Begin to move the drives to 'uri'.  If it names an export, there is one
+ * drive, and the export is the destination's disk; otherwise each goes to the
+ * disk of its own name.  The vector is copied, the drives must outlive it.
+ * 'changed' (may be NULL) is called from a thread of the migration after each
+ * change of status and round, without a lock.  NULL on error.
+ */
+struct outgoing *outgoing_start (struct drive *const *drives, size_t nr,
+                                 const char *uri,
+                                 const struct migrate_params *params,
+                                 void (*changed) (void *opaque,
+                                                  const struct migrate_info *),
+                                 void *opaque, struct error *err);
+
+void outgoing_set_params (struct outgoing *o,
+                          const struct migrate_params *params);
+void outgoing_info (struct outgoing *o, struct migrate_info *info);
+
+/* Ask it to stop; -1 with 'err' once it has let go. */
+int outgoing_cancel (struct outgoing *o, struct error *err);
+
+/* The daemon ends: give up whatever is under way, close all channels.  If it
+ * has let go, the journal knows, and the next start goes on.
+ */
+void outgoing_stop (struct outgoing *o);
+
+/* Wait for its threads and free it.  Only after it ended by itself, or after
+ * outgoing_cancel or outgoing_stop.
+ */
+void outgoing_free (struct outgoing *o);
+
+/* Has it ended (completed, failed, cancelled)? */
+bool outgoing_ended (struct outgoing *o);
+
+const char *migrate_status_name (enum migrate_status status);
+const char *migrate_compression_name (enum migrate_compression c);
+int migrate_compression_parse (const char *name, enum migrate_compression *c);
+
+#endif /* FERRY_OUTGOING_H */

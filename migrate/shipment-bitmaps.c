@@ -1,0 +1,244 @@
+/* nbdferry - a shipment: bitmaps that change without a write
+ * SPDX-License-Identifier: BSD-3-Clause
+ *
+ * All this happens between rounds, when no packet is in flight, so that a
+ * section which replaces bits cannot meet one that sets them.
+ */
+#include <config.h>
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "cleanup.h"
+#include "shipment.h"
+#include "wire.h"
+
+/* A control packet, or one of bits alone. */
+#define BITS_ROOM (1 << 20)
+
+int
+send_control (struct client *c, struct packet_header *h,
+              enum packet_type type, json_t *body, struct error *err)
+{
+  CLEANUP_FREE uint8_t *packet = NULL;
+  size_t len = json_dumpb (body, NULL, 0, JSON_COMPACT);
+
+  if (len > PACKET_MAX - PACKET_HEADER)
+    return error_set (err, EFBIG, "too many bitmaps for a migration");
+  packet = malloc (PACKET_HEADER + len);
+  if (packet == NULL)
+    return error_set (err, ENOMEM, "%m");
+  json_dumpb (body, (char *) packet + PACKET_HEADER, len, JSON_COMPACT);
+  h->type = type;
+  h->flags = h->nr_extents = h->nr_sections = 0;
+  h->payload_size = h->raw_size = 0;
+  h->body_size = len;
+  return send_packet (c, packet, h, packet + PACKET_HEADER + len, err);
+}
+
+/* ---- the list ---- */
+
+/* The list as JSON, and what the destination will have been told. */
+static json_t *
+collect_list (struct shipment *s, struct shipment_bitmap **told, size_t *nr,
+              uint64_t *version)
+{
+  struct drive *d = s->drive;
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&d->list);
+  json_t *list = json_array ();
+
+  *nr = 0;
+  *version = d->list_version;
+  *told = calloc (d->nr_bitmaps + 1, sizeof **told);
+  for (size_t i = 0; *told && i < d->nr_bitmaps; i++) {
+    struct named_bitmap *nb = d->bitmaps[i];
+
+    if (nb->bits == NULL)
+      continue; /* inconsistent: there is nothing to bring */
+    (*told)[(*nr)++] = (struct shipment_bitmap){ .id = nb->id };
+    json_array_append_new (
+      list, json_pack ("{s:s, s:I, s:b, s:b}", "name", nb->name,
+                       "granularity",
+                       (json_int_t) bitmap_granularity (nb->bits),
+                       "recording", nb->recording, "persistent",
+                       nb->persistent));
+  }
+  return json_pack ("{s:o}", "bitmaps", list);
+}
+
+/* A bitmap that the destination has kept is known as before.  At first all
+ * begin empty there, and their bits come with the chunks: the version of now
+ * is as good as sent.  Later ones must be sent whole.
+ */
+static void
+carry_over (struct shipment *s, struct shipment_bitmap *told, size_t nr)
+{
+  for (size_t i = 0; i < nr; i++) {
+    told[i].version = UINT64_MAX; /* none */
+    for (size_t k = 0; k < s->nr_told; k++)
+      if (s->told[k].id == told[i].id)
+        told[i].version = s->told[k].version;
+  }
+}
+
+static void
+take_versions (struct shipment *s)
+{
+  struct drive *d = s->drive;
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&d->list);
+
+  for (size_t i = 0; i < s->nr_told; i++)
+    for (size_t k = 0; k < d->nr_bitmaps; k++)
+      if (d->bitmaps[k]->id == s->told[i].id)
+        s->told[i].version = atomic_load (&d->bitmaps[k]->version);
+}
+
+static int
+send_list (struct shipment *s, struct client *control,
+           struct packet_header *h, struct error *err)
+{
+  CLEANUP_FREE struct shipment_bitmap *told = NULL;
+  uint64_t version;
+  size_t nr;
+  json_auto_t *list = collect_list (s, &told, &nr, &version);
+
+  if (list == NULL || told == NULL)
+    return error_set (err, ENOMEM, "%m");
+  h->disk = s->index;
+  if (send_control (control, h, PACKET_LIST, list, err) == -1)
+    return -1;
+  carry_over (s, told, nr);
+  free (s->told);
+  s->told = take_ptr (&told);
+  s->nr_told = nr;
+  s->list_version = version;
+  if (!s->listed)
+    take_versions (s);
+  s->listed = true;
+  return 0;
+}
+
+/* ---- whole bitmaps ---- */
+
+/* One packet with a piece of a bitmap that replaces what is there.  *from is
+ * moved on; 'found' says whether the bitmap still exists.
+ */
+static size_t
+replace_piece (struct drive *d, uint64_t id, uint64_t *from, uint8_t *packet,
+               size_t room, bool *found)
+{
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&d->list);
+  struct named_bitmap *nb = NULL;
+  struct packet_section sec = { .flags = SECTION_REPLACE };
+  struct bits_writer w;
+  uint8_t *bits;
+  uint64_t done, last;
+
+  for (size_t i = 0; i < d->nr_bitmaps; i++)
+    if (d->bitmaps[i]->id == id)
+      nb = d->bitmaps[i];
+  *found = nb != NULL;
+  if (nb == NULL)
+    return 0;
+  sec.name = nb->name;
+  sec.name_len = strlen (nb->name);
+  sec.granularity = bitmap_granularity (nb->bits);
+  sec.first_bit = *from >> nb->shift;
+  bits = packet_begin_section (packet, &sec);
+  bits_writer_init (&w, bits,
+                    room - packet_section_overhead (sec.name_len),
+                    sec.first_bit);
+  done = bits_write (&w, nb->bits, *from, d->size);
+  last = done == d->size ? bitmap_bits (nb->bits) : done >> nb->shift;
+  *from = done;
+  return packet_end_section (packet, bits, last - sec.first_bit, w.len) -
+         packet;
+}
+
+static int
+replace_bitmap (struct shipment *s, uint64_t id, struct client *control,
+                struct packet_header *h, uint64_t *bytes, struct error *err)
+{
+  CLEANUP_FREE uint8_t *packet = malloc (PACKET_HEADER + BITS_ROOM);
+  uint64_t from = 0;
+  bool found;
+
+  if (packet == NULL)
+    return error_set (err, ENOMEM, "%m");
+  do {
+    size_t n = replace_piece (s->drive, id, &from, packet + PACKET_HEADER,
+                              BITS_ROOM, &found);
+
+    if (!found)
+      return 0; /* removed; the next list says so */
+    *h = (struct packet_header){ .type = PACKET_DATA,
+                                 .flags = PACKET_HAS_BITMAPS,
+                                 .session = h->session,
+                                 .epoch = h->epoch,
+                                 .disk = s->index,
+                                 .nr_sections = 1,
+                                 .body_size = n };
+    if (send_packet (control, packet, h, packet + PACKET_HEADER + n, err) ==
+        -1)
+      return -1;
+    *bytes += n;
+  } while (from < s->drive->size);
+  return 0;
+}
+
+/* The version that a bitmap has now, or what was sent if it is gone. */
+static uint64_t
+version_now (struct drive *d, const struct shipment_bitmap *told)
+{
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&d->list);
+
+  for (size_t i = 0; i < d->nr_bitmaps; i++)
+    if (d->bitmaps[i]->id == told->id)
+      return atomic_load (&d->bitmaps[i]->version);
+  return told->version;
+}
+
+static bool
+list_changed (struct shipment *s)
+{
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&s->drive->list);
+
+  return !s->listed || s->list_version != s->drive->list_version;
+}
+
+int
+shipment_sync_bitmaps (struct shipment *s, struct client *control,
+                       struct packet_header *h, uint64_t *bytes,
+                       struct error *err)
+{
+  if (list_changed (s) && send_list (s, control, h, err) == -1)
+    return -1;
+  for (size_t i = 0; i < s->nr_told; i++) {
+    /* Read before the bits: a change that comes between is sent again. */
+    uint64_t version = version_now (s->drive, &s->told[i]);
+
+    if (version == s->told[i].version)
+      continue;
+    if (replace_bitmap (s, s->told[i].id, control, h, bytes, err) == -1)
+      return -1;
+    s->told[i].version = version;
+  }
+  return 0;
+}
+
+json_t *
+shipment_counts (struct shipment *s)
+{
+  struct drive *d = s->drive;
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&d->list);
+  json_t *list = json_array ();
+
+  for (size_t i = 0; i < d->nr_bitmaps; i++)
+    if (d->bitmaps[i]->bits)
+      json_array_append_new (
+        list, json_pack ("{s:s, s:I}", "name", d->bitmaps[i]->name, "bits",
+                         (json_int_t) bitmap_count_bits (
+                           d->bitmaps[i]->bits)));
+  return list;
+}

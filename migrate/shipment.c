@@ -1,0 +1,488 @@
+/* nbdferry - a shipment: choosing chunks and filling packets
+ * SPDX-License-Identifier: BSD-3-Clause
+ */
+#include <config.h>
+
+#include <errno.h>
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "cleanup.h"
+#include "shipment.h"
+#include "wire.h"
+
+/* Chunks are as small as a page, so that little is sent again for a small
+ * write, and as large as it takes for the ship map to stay small.
+ */
+#define MIN_SHIFT 12
+#define MAX_CHUNKS (UINT64_C (1) << 26)
+
+/* Zeros that are written out must be read to be found; no more of them than
+ * this for one packet, so that its data is not kept waiting.
+ */
+#define MAX_SCAN (16 << 20)
+
+/* Zeros are looked for in units of this size. */
+#define ZERO_UNIT (64 << 10)
+
+static unsigned
+chunk_shift (uint64_t size)
+{
+  unsigned shift = MIN_SHIFT;
+
+  while (bitmap_bits_for (size, shift) > MAX_CHUNKS)
+    shift++;
+  return shift;
+}
+
+int
+shipment_init (struct shipment *s, struct drive *d, uint32_t index,
+               const char *uri, const char *name, struct error *err)
+{
+  unsigned shift = chunk_shift (d->size);
+
+  memset (s, 0, sizeof *s);
+  pthread_mutex_init (&s->lock, NULL);
+  s->drive = d;
+  s->index = index;
+  s->granule = UINT64_C (1) << shift;
+  s->name = strdup (name);
+  s->peer = client_uri_with_export (uri, name, err);
+  if (s->name == NULL)
+    return error_set (err, ENOMEM, "%m");
+  if (s->peer == NULL)
+    return -1;
+  if (s->granule > ENGINE_PAYLOAD)
+    return error_set (err, EFBIG, "disk '%s' is too large to be migrated",
+                      d->name);
+  s->ship = bitmap_new (d->size, shift, err);
+  s->in_flight = bitmap_new (d->size, shift, err);
+  return s->ship && s->in_flight ? 0 : -1;
+}
+
+void
+shipment_destroy (struct shipment *s)
+{
+  bitmap_free (s->ship);
+  bitmap_free (s->in_flight);
+  pthread_mutex_destroy (&s->lock);
+  free (s->told);
+  free (s->name);
+  free (s->peer);
+}
+
+void
+shipment_mark_all (struct shipment *s)
+{
+  bitmap_set (s->ship, 0, s->drive->size);
+}
+
+void
+shipment_rewind (struct shipment *s)
+{
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&s->lock);
+
+  s->cursor = 0;
+}
+
+uint64_t
+shipment_dirty (const struct shipment *s)
+{
+  uint64_t n = bitmap_count (s->ship);
+
+  return n < s->drive->size ? n : s->drive->size;
+}
+
+uint64_t
+shipment_in_flight (const struct shipment *s)
+{
+  return bitmap_count (s->in_flight);
+}
+
+void
+shipment_acked (struct shipment *s, const struct buffer *b)
+{
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&s->lock);
+
+  for (size_t i = 0; i < b->covers.nr; i++)
+    bitmap_clear (s->in_flight, b->covers.v[i].start,
+                  b->covers.v[i].end - b->covers.v[i].start);
+}
+
+/* ---- choosing ---- */
+
+static uint64_t
+round_down (const struct shipment *s, uint64_t offset)
+{
+  return offset & ~(s->granule - 1);
+}
+
+/* How far a run that begins here may go: as much data as fits, or a hole as
+ * long as it is.  Only a guess; the truth is found after the chunks were
+ * cleared.
+ */
+static int
+guess_end (struct shipment *s, struct range *run, size_t room,
+           struct error *err)
+{
+  struct disk *disk = s->drive->disk;
+  struct extent ext;
+
+  if (disk->ops->extent (disk, run->start, run->end, &ext) == -1)
+    return error_set (err, errno, "%s: what is allocated at %" PRIu64
+                      " cannot be found out: %m", s->drive->path, run->start);
+  if (ext.type != EXTENT_DATA && round_down (s, ext.end) > run->start) {
+    if (ext.end < run->end)
+      run->end = round_down (s, ext.end);
+  }
+  else if (run->end - run->start > room)
+    run->end = run->start + round_down (s, room);
+  return 0;
+}
+
+/* Take the next dirty run: clear its chunks, and note that they are in
+ * flight.  1, 0 at the end of the round, -1.
+ */
+static int
+take_run (struct shipment *s, size_t room, struct range *run,
+          struct error *err)
+{
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&s->lock);
+  uint64_t size = s->drive->size;
+
+  while (bitmap_next_dirty (s->ship, s->cursor, size, run)) {
+    struct range busy;
+
+    /* What is in flight is not sent again before it is acknowledged: it
+     * stays dirty, for the next round.
+     */
+    if (bitmap_next_dirty (s->in_flight, run->start, run->end, &busy)) {
+      if (busy.start == run->start) {
+        s->cursor = busy.end;
+        continue;
+      }
+      run->end = busy.start;
+    }
+    if (guess_end (s, run, room, err) == -1)
+      return -1;
+    bitmap_clear (s->ship, run->start, run->end - run->start);
+    bitmap_set (s->in_flight, run->start, run->end - run->start);
+    s->cursor = run->end;
+    return 1;
+  }
+  s->cursor = size;
+  return 0;
+}
+
+/* What was taken does not fit after all: it is dirty as before. */
+static void
+put_back (struct shipment *s, uint64_t start, uint64_t end)
+{
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&s->lock);
+
+  bitmap_set (s->ship, start, end - start);
+  bitmap_clear (s->in_flight, start, end - start);
+  if (s->cursor > start)
+    s->cursor = start;
+}
+
+/* ---- filling ---- */
+
+/* A packet being filled. */
+struct filling {
+  struct shipment *s;
+  struct buffer *b;
+  size_t used;             /* of the payload */
+  struct packet_extent *e; /* PACKET_MAX_EXTENTS of them */
+  size_t nr;
+};
+
+static void
+add_extent (struct filling *f, uint64_t start, uint64_t end,
+            enum extent_type type)
+{
+  struct packet_extent *last = f->nr ? &f->e[f->nr - 1] : NULL;
+
+  if (last && last->type == type && last->offset + last->length == start)
+    last->length += end - start;
+  else
+    f->e[f->nr++] = (struct packet_extent){ .offset = start,
+                                            .length = end - start,
+                                            .type = type };
+  if (type != EXTENT_DATA)
+    f->b->zero_bytes += end - start;
+}
+
+/* Data was read to the end of the payload: leave the zeros out. */
+static void
+add_data (struct filling *f, uint64_t start, uint64_t end)
+{
+  uint8_t *p = f->b->payload + f->used; /* where the next data byte goes */
+  const uint8_t *in = p;
+
+  while (start < end) {
+    uint64_t unit = (start | (ZERO_UNIT - 1)) + 1;
+    size_t n = (unit < end ? unit : end) - start;
+
+    if (disk_is_zero (in, n))
+      add_extent (f, start, start + n, EXTENT_ZERO);
+    else {
+      add_extent (f, start, start + n, EXTENT_DATA);
+      if (p != in)
+        memmove (p, in, n);
+      p += n;
+      f->used += n;
+    }
+    in += n;
+    start += n;
+  }
+}
+
+/* How many extents a run may take at worst, beside what is there. */
+static size_t
+worst_extents (const struct range *run)
+{
+  return 2 + (run->end - run->start) / ZERO_UNIT;
+}
+
+/* Read one run into the packet.  Returns where it had to stop. */
+static int
+add_run (struct filling *f, const struct range *run, uint64_t *stop,
+         struct error *err)
+{
+  struct disk *disk = f->s->drive->disk;
+  uint64_t at = run->start;
+
+  *stop = run->end;
+  while (at < run->end) {
+    struct extent ext;
+    size_t n;
+
+    if (disk->ops->extent (disk, at, run->end, &ext) == -1)
+      goto fail;
+    if (ext.type != EXTENT_DATA) {
+      if (f->nr == PACKET_MAX_EXTENTS)
+        goto full;
+      add_extent (f, at, ext.end, ext.type);
+      at = ext.end;
+      continue;
+    }
+    n = ENGINE_PAYLOAD - f->used;
+    if (ext.end - at < n)
+      n = ext.end - at;
+    /* A piece of data ends at a chunk, unless it is the last of its run. */
+    if (n < ext.end - at)
+      n -= (at + n) % f->s->granule < n ? (at + n) % f->s->granule : n;
+    if (n == 0 ||
+        f->nr + worst_extents (&(struct range){ at, at + n }) >
+          PACKET_MAX_EXTENTS)
+      goto full;
+    if (disk->ops->pread (disk, f->b->payload + f->used, n, at) == -1)
+      goto fail;
+    add_data (f, at, at + n);
+    at += n;
+  }
+  return 0;
+
+ full:
+  /* In whole chunks; what of the last chunk is in already does no harm. */
+  *stop = round_down (f->s, at);
+  return 0;
+
+ fail:
+  return error_set (err, errno, "read %s at %" PRIu64 ": %m",
+                    f->s->drive->path, at);
+}
+
+/* Neighbours become one, so that there are never more than extents. */
+static void
+add_cover (struct range_list *covers, uint64_t start, uint64_t end)
+{
+  struct range *last = covers->nr ? &covers->v[covers->nr - 1] : NULL;
+
+  if (last && last->end == start)
+    last->end = end;
+  else
+    covers->v[covers->nr++] = (struct range){ start, end };
+}
+
+static int
+fill_runs (struct filling *f, struct error *err)
+{
+  uint64_t scanned = 0;
+  struct range run;
+  int r = 0;
+
+  while (scanned < MAX_SCAN && ENGINE_PAYLOAD - f->used >= f->s->granule &&
+         f->nr + worst_extents (&(struct range){ 0, ENGINE_PAYLOAD }) <=
+           PACKET_MAX_EXTENTS &&
+         (r = take_run (f->s, ENGINE_PAYLOAD - f->used, &run, err)) == 1) {
+    uint64_t stop;
+
+    if (add_run (f, &run, &stop, err) == -1)
+      return -1;
+    if (stop < run.end)
+      put_back (f->s, stop, run.end);
+    if (stop > run.start)
+      add_cover (&f->b->covers, run.start, stop);
+    scanned += f->b->zero_bytes > 0 ? ENGINE_PAYLOAD : 0;
+    if (stop < run.end)
+      break;
+  }
+  return r == -1 ? -1 : 0;
+}
+
+/* ---- bits ---- */
+
+static bool
+was_told (const struct shipment *s, const struct named_bitmap *nb)
+{
+  for (size_t i = 0; i < s->nr_told; i++)
+    if (s->told[i].id == nb->id)
+      return true;
+  return false;
+}
+
+/* One bitmap's section for the ranges that the packet covers.  Returns where
+ * the next section begins, and lowers *upto to what fitted.
+ */
+static uint8_t *
+add_section (const struct range_list *covers, const struct named_bitmap *nb,
+             uint8_t *at, size_t room, uint64_t *upto)
+{
+  uint64_t first = covers->v[0].start >> nb->shift;
+  struct packet_section sec = {
+    .name = nb->name,
+    .name_len = strlen (nb->name),
+    .granularity = UINT64_C (1) << nb->shift,
+    .first_bit = first,
+  };
+  size_t overhead = packet_section_overhead (sec.name_len);
+  uint8_t *bits = packet_begin_section (at, &sec);
+  struct bits_writer w;
+
+  bits_writer_init (&w, bits, room - overhead, first);
+  for (size_t i = 0; i < covers->nr && covers->v[i].start < *upto; i++) {
+    uint64_t end = covers->v[i].end < *upto ? covers->v[i].end : *upto;
+    uint64_t done = bits_write (&w, nb->bits, covers->v[i].start, end);
+
+    if (done < end) {
+      *upto = done;
+      break;
+    }
+  }
+  if (w.len == 0)
+    return at; /* none is set here: it costs nothing */
+  return packet_end_section (at, bits, w.next - first, w.len);
+}
+
+/* The bits of all bitmaps, at the start of the buffer's head. */
+static size_t
+add_sections (struct filling *f)
+{
+  struct shipment *s = f->s;
+  struct drive *d = s->drive;
+  struct buffer *b = f->b;
+  size_t cap = b->head - PACKET_HEADER - PACKET_MAX_EXTENTS * PACKET_EXTENT;
+  uint64_t upto = d->size;
+  uint8_t *at = b->mem;
+
+  pthread_mutex_lock (&d->list);
+  for (size_t i = 0; i < d->nr_bitmaps; i++) {
+    struct named_bitmap *nb = d->bitmaps[i];
+    size_t room = (cap - (at - b->mem)) / (d->nr_bitmaps - i);
+    uint8_t *next;
+
+    if (nb->bits == NULL || !was_told (s, nb))
+      continue;
+    if (room < packet_section_overhead (strlen (nb->name)) + 32) {
+      upto = 0; /* more bitmaps than this buffer was made for */
+      break;
+    }
+    next = add_section (&b->covers, nb, at, room, &upto);
+    if (next > at)
+      b->h.nr_sections++;
+    at = next;
+  }
+  pthread_mutex_unlock (&d->list);
+  /* Chunks whose bits did not fit are sent again, with their bits. */
+  for (size_t i = 0; i < b->covers.nr; i++) {
+    const struct range *r = &b->covers.v[i];
+    uint64_t from = r->start > upto ? r->start : upto;
+
+    if (from < r->end)
+      bitmap_set (s->ship, from, r->end - from);
+  }
+  return at - b->mem;
+}
+
+/* ---- the packet ---- */
+
+/* Put the extent table and the sections right before the payload. */
+static void
+assemble (struct filling *f, size_t sections)
+{
+  struct buffer *b = f->b;
+  uint8_t *to = b->payload - sections;
+
+  memmove (to, b->mem, sections);
+  to -= f->nr * PACKET_EXTENT;
+  for (size_t i = 0; i < f->nr; i++)
+    packet_put_extent (to + i * PACKET_EXTENT, &f->e[i]);
+  b->section_bytes = sections;
+  b->h.disk = f->s->index;
+  b->h.nr_extents = f->nr;
+  b->h.body_size = f->nr * PACKET_EXTENT + sections;
+  b->h.raw_size = b->h.payload_size = f->used;
+  b->h.flags = PACKET_DEVICE_BLOCK;
+  if (f->used > 0)
+    b->h.flags |= PACKET_HAS_BLOCK;
+  if (b->zero_bytes > 0)
+    b->h.flags |= PACKET_ZERO_BLOCK;
+  if (b->h.nr_sections > 0)
+    b->h.flags |= PACKET_HAS_BITMAPS;
+}
+
+/* Given up where it does not pay: it must save an eighth. */
+static int
+compress (struct buffer *b, enum migrate_compression how,
+          struct compressor *c, struct error *err)
+{
+  size_t len = b->h.payload_size, r;
+  CLEANUP_FREE uint8_t *out = NULL;
+
+  if (how == MIGRATE_COMPRESSION_NONE || len < 512)
+    return 0;
+  out = malloc (len);
+  if (out == NULL)
+    return error_set (err, ENOMEM, "%m");
+  r = compress_payload (c, how, out, len - len / 8, b->payload, len);
+  if (r == 0)
+    return 0;
+  memcpy (b->payload, out, r);
+  b->h.payload_size = r;
+  b->h.flags |=
+    how == MIGRATE_COMPRESSION_ZLIB ? PACKET_ZLIB : PACKET_ZSTD;
+  return 0;
+}
+
+int
+shipment_fill (struct shipment *s, struct buffer *b,
+               enum migrate_compression how, struct compressor *c,
+               struct error *err)
+{
+  CLEANUP_FREE struct packet_extent *extents =
+    malloc (PACKET_MAX_EXTENTS * sizeof *extents);
+  struct filling f = { .s = s, .b = b, .e = extents };
+
+  if (extents == NULL)
+    return error_set (err, ENOMEM, "%m");
+  b->cargo = s;
+  if (fill_runs (&f, err) == -1)
+    return -1;
+  if (b->covers.nr == 0)
+    return 0;
+  assemble (&f, add_sections (&f));
+  return compress (b, how, c, err) == -1 ? -1 : 1;
+}

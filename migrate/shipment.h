@@ -1,0 +1,91 @@
+/* nbdferry - a shipment: one drive's blocks and bitmaps on their way
+ * SPDX-License-Identifier: BSD-3-Clause
+ *
+ * The ship map says which chunks the destination does not hold: all at first;
+ * writes set bits in it, and who fills a packet clears those of the chunks
+ * that it is about to read.  The order is what makes it right: clear the
+ * chunk, then read its data and its bits of the bitmaps.  A write sets the
+ * bits of the bitmaps, then the chunk, then writes, then sets them again; so
+ * whatever the reader missed is dirty once more.
+ *
+ * Bits travel with the chunks that they belong to, and are only ever set at
+ * the destination by that.  Bits that change without a write (clear, merge,
+ * a bitmap that comes or goes) are told between two rounds, when nothing is
+ * in flight: the list of bitmaps, and whole bitmaps that replace what is
+ * there.
+ */
+#ifndef FERRY_SHIPMENT_H
+#define FERRY_SHIPMENT_H
+
+#include <jansson.h>
+
+#include "compress.h"
+#include "drive.h"
+#include "engine.h"
+
+struct shipment_bitmap {
+  uint64_t id;      /* of the struct named_bitmap */
+  uint64_t version; /* that was sent whole, or when it began empty */
+};
+
+struct shipment {
+  /* Read-only. */
+  struct drive *drive;
+  uint32_t index;   /* in the HELLO's list */
+  char *name;       /* of the disk at the destination */
+  char *peer;       /* its URI */
+  uint64_t granule; /* bytes of a chunk */
+  struct bitmap *ship;      /* set by writes, cleared under the lock */
+  struct bitmap *in_flight; /* changed under the lock */
+
+  pthread_mutex_t lock; /* protects what follows */
+  uint64_t cursor;      /* of this round */
+
+  /* What the destination has been told; changes only between rounds. */
+  struct shipment_bitmap *told;
+  size_t nr_told;
+  uint64_t list_version;
+  bool listed; /* the list was sent at all */
+};
+
+int shipment_init (struct shipment *s, struct drive *d, uint32_t index,
+                   const char *uri, const char *name, struct error *err);
+void shipment_destroy (struct shipment *s);
+
+/* Everything is to be shipped. */
+void shipment_mark_all (struct shipment *s);
+
+/* Begin a round: from the start of the disk. */
+void shipment_rewind (struct shipment *s);
+
+/* Fill a packet with what is dirty from the cursor on.  1: it is to be sent;
+ * 0: nothing is left in this round; -1 with 'err'.  Any number of producers.
+ */
+int shipment_fill (struct shipment *s, struct buffer *b,
+                   enum migrate_compression how, struct compressor *c,
+                   struct error *err);
+
+/* The packet was acknowledged. */
+void shipment_acked (struct shipment *s, const struct buffer *b);
+
+/* Bytes that are dirty, and those in flight. */
+uint64_t shipment_dirty (const struct shipment *s);
+uint64_t shipment_in_flight (const struct shipment *s);
+
+/* Between rounds, nothing in flight: tell the destination, over the control
+ * channel, which bitmaps there are now, and replace those that changed
+ * without a write.  'h' has session, epoch, and is otherwise scratch.  Adds
+ * the bytes sent to *bytes.
+ */
+int shipment_sync_bitmaps (struct shipment *s, struct client *control,
+                           struct packet_header *h, uint64_t *bytes,
+                           struct error *err);
+
+/* Send a control packet with that JSON body (borrowed). */
+int send_control (struct client *c, struct packet_header *h,
+                  enum packet_type type, json_t *body, struct error *err);
+
+/* For PREPARE: the drive's bitmaps and how many bits they have. */
+json_t *shipment_counts (struct shipment *s);
+
+#endif /* FERRY_SHIPMENT_H */
