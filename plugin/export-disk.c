@@ -1,0 +1,225 @@
+/* nbdferry - the export that is a disk
+ * SPDX-License-Identifier: BSD-3-Clause
+ */
+#include <config.h>
+
+#include <errno.h>
+#include <inttypes.h>
+#include <stdlib.h>
+
+#define NBDKIT_API_VERSION 2
+#include <nbdkit-plugin.h>
+
+#include "export.h"
+
+struct disk_export {
+  struct export export;
+  struct drive *drive;
+  int readonly;
+  struct fence *fence; /* NULL for an ordinary client */
+  uint64_t epoch;
+};
+
+/* A forwarded client's request of an older connection is turned away, so that
+ * the source sends it again over a new one.
+ */
+static int
+enter (struct disk_export *x)
+{
+  if (x->fence && fence_enter (x->fence, x->epoch) == -1) {
+    errno = ESHUTDOWN;
+    return -1;
+  }
+  return 0;
+}
+
+/* The end of each request: one message for what went wrong. */
+static int
+leave (struct disk_export *x, int r, const char *what, uint64_t offset)
+{
+  int err = errno;
+
+  if (x->fence)
+    fence_leave (x->fence, x->epoch);
+  if (r == -1 && err != ESHUTDOWN && err != EOPNOTSUPP) {
+    errno = err;
+    nbdkit_error ("%s %s at %" PRIu64 ": %m", what, x->drive->path, offset);
+  }
+  errno = err;
+  return r;
+}
+
+static int64_t
+disk_size (struct export *e)
+{
+  return ((struct disk_export *) e)->drive->size;
+}
+
+static int
+disk_can_write (struct export *e)
+{
+  struct disk_export *x = (struct disk_export *) e;
+
+  return !x->readonly && !x->drive->disk->readonly;
+}
+
+static int
+disk_is_rotational (struct export *e)
+{
+  return ((struct disk_export *) e)->drive->disk->rotational;
+}
+
+static int
+disk_can_extents (struct export *e)
+{
+  return ((struct disk_export *) e)->drive->disk->can_extents;
+}
+
+static const char *
+disk_description (struct export *e)
+{
+  struct drive *d = ((struct disk_export *) e)->drive;
+
+  return nbdkit_printf_intern ("%s (%" PRIu64 " bytes)", d->path, d->size);
+}
+
+static int
+disk_pread (struct export *e, void *buf, uint32_t count, uint64_t offset)
+{
+  struct disk_export *x = (struct disk_export *) e;
+
+  if (enter (x) == -1)
+    return -1;
+  return leave (x, drive_pread (x->drive, buf, count, offset), "read",
+                offset);
+}
+
+static int
+disk_pwrite (struct export *e, const void *buf, uint32_t count,
+             uint64_t offset, unsigned flags)
+{
+  struct disk_export *x = (struct disk_export *) e;
+
+  if (enter (x) == -1)
+    return -1;
+  return leave (x, drive_pwrite (x->drive, buf, count, offset, flags),
+                "write", offset);
+}
+
+static int
+disk_flush (struct export *e)
+{
+  struct disk_export *x = (struct disk_export *) e;
+
+  if (enter (x) == -1)
+    return -1;
+  return leave (x, drive_flush (x->drive), "flush", 0);
+}
+
+static int
+disk_trim (struct export *e, uint32_t count, uint64_t offset, unsigned flags)
+{
+  struct disk_export *x = (struct disk_export *) e;
+
+  if (enter (x) == -1)
+    return -1;
+  return leave (x, drive_trim (x->drive, count, offset, flags), "trim",
+                offset);
+}
+
+static int
+disk_zero (struct export *e, uint32_t count, uint64_t offset, unsigned flags)
+{
+  struct disk_export *x = (struct disk_export *) e;
+
+  if (enter (x) == -1)
+    return -1;
+  return leave (x, drive_zero (x->drive, count, offset, flags), "zero",
+                offset);
+}
+
+static int
+disk_cache (struct export *e, uint32_t count, uint64_t offset)
+{
+  struct disk_export *x = (struct disk_export *) e;
+
+  if (enter (x) == -1)
+    return -1;
+  return leave (x, drive_cache (x->drive, count, offset), "cache", offset);
+}
+
+static const uint32_t nbdkit_type[] = {
+  [EXTENT_DATA] = 0,
+  [EXTENT_ZERO] = NBDKIT_EXTENT_ZERO,
+  [EXTENT_HOLE] = NBDKIT_EXTENT_HOLE | NBDKIT_EXTENT_ZERO,
+};
+
+static int
+disk_extents (struct export *e, uint32_t count, uint64_t offset, bool one,
+              struct nbdkit_extents *extents)
+{
+  struct disk_export *x = (struct disk_export *) e;
+  uint64_t end = offset + count;
+  int r = 0;
+
+  if (enter (x) == -1)
+    return -1;
+  while (r == 0 && offset < end) {
+    struct extent ext;
+
+    r = drive_extent (x->drive, offset, end, &ext);
+    if (r == 0)
+      r = nbdkit_add_extent (extents, ext.start, ext.end - ext.start,
+                             nbdkit_type[ext.type]);
+    offset = ext.end;
+    if (one)
+      break;
+  }
+  return leave (x, r, "map", offset);
+}
+
+static void
+disk_close (struct export *e)
+{
+  free (e);
+}
+
+static const struct export_ops disk_export_ops = {
+  .size = disk_size,
+  .can_write = disk_can_write,
+  .is_rotational = disk_is_rotational,
+  .can_extents = disk_can_extents,
+  .description = disk_description,
+  .pread = disk_pread,
+  .pwrite = disk_pwrite,
+  .flush = disk_flush,
+  .trim = disk_trim,
+  .zero = disk_zero,
+  .cache = disk_cache,
+  .extents = disk_extents,
+  .close = disk_close,
+};
+
+struct export *
+export_open_disk (struct drive *d, int readonly, struct fence *fence,
+                  uint64_t epoch)
+{
+  struct disk_export *x = calloc (1, sizeof *x);
+  struct error err;
+
+  if (x == NULL) {
+    nbdkit_error ("calloc: %m");
+    return NULL;
+  }
+  if (drive_may_serve (d, &err) == -1) {
+    nbdkit_error ("%s", err.msg);
+    free (x);
+    return NULL;
+  }
+  x->export.ops = &disk_export_ops;
+  x->drive = d;
+  x->readonly = readonly;
+  x->fence = fence;
+  x->epoch = epoch;
+  return &x->export;
+}

@@ -1,0 +1,135 @@
+/* nbdferry - the export that is a channel of a migration
+ * SPDX-License-Identifier: BSD-3-Clause
+ *
+ * Its content is the status block; each write at offset 0 is a packet.
+ */
+#include <config.h>
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define NBDKIT_API_VERSION 2
+#include <nbdkit-plugin.h>
+
+#include "cleanup.h"
+#include "export.h"
+#include "house.h"
+
+struct incoming_export {
+  struct export export;
+  struct drive *drive;
+  struct incoming_channel *channel;
+};
+
+static int64_t
+incoming_size (struct export *e UNUSED)
+{
+  return PACKET_MAX;
+}
+
+static int
+incoming_yes (struct export *e UNUSED)
+{
+  return 1;
+}
+
+static int
+incoming_no (struct export *e UNUSED)
+{
+  return 0;
+}
+
+static const char *
+incoming_description (struct export *e)
+{
+  struct incoming_export *x = (struct incoming_export *) e;
+
+  return nbdkit_printf_intern ("migration to disk '%s'", x->drive->name);
+}
+
+static int
+incoming_pread (struct export *e, void *buf, uint32_t count, uint64_t offset)
+{
+  struct incoming_export *x = (struct incoming_export *) e;
+  char status[PACKET_STATUS];
+  size_t n = 0;
+
+  incoming_status (x->channel, status);
+  if (offset < sizeof status) {
+    n = sizeof status - offset;
+    if (n > count)
+      n = count;
+    memcpy (buf, status + offset, n);
+  }
+  memset ((char *) buf + n, 0, count - n);
+  return 0;
+}
+
+static int
+incoming_pwrite (struct export *e, const void *buf, uint32_t count,
+                 uint64_t offset, unsigned flags UNUSED)
+{
+  struct incoming_export *x = (struct incoming_export *) e;
+  struct error err;
+
+  if (offset != 0) {
+    nbdkit_error ("a packet must be written at offset 0");
+    errno = EINVAL;
+    return -1;
+  }
+  if (incoming_packet (x->channel, buf, count, &err) == 0)
+    return 0;
+  nbdkit_error ("incoming migration to '%s': %s", x->drive->name, err.msg);
+  errno = err.errnum;
+  return -1;
+}
+
+static int
+incoming_export_flush (struct export *e)
+{
+  struct incoming_export *x = (struct incoming_export *) e;
+  struct error err;
+
+  if (incoming_flush (x->channel, &err) == 0)
+    return 0;
+  nbdkit_error ("%s", err.msg);
+  errno = err.errnum;
+  return -1;
+}
+
+static void
+incoming_export_close (struct export *e)
+{
+  struct incoming_export *x = (struct incoming_export *) e;
+
+  incoming_close (x->channel);
+  free (x);
+}
+
+static const struct export_ops incoming_export_ops = {
+  .size = incoming_size,
+  .can_write = incoming_yes,
+  .is_rotational = incoming_no,
+  .can_extents = incoming_no,
+  .description = incoming_description,
+  .pread = incoming_pread,
+  .pwrite = incoming_pwrite,
+  .flush = incoming_export_flush,
+  .close = incoming_export_close,
+};
+
+struct export *
+export_open_incoming (struct drive *d)
+{
+  struct incoming_export *x = calloc (1, sizeof *x);
+
+  if (x == NULL || (x->channel = incoming_open (house.incoming)) == NULL) {
+    nbdkit_error ("calloc: %m");
+    free (x);
+    return NULL;
+  }
+  x->export.ops = &incoming_export_ops;
+  x->drive = d;
+  return &x->export;
+}

@@ -1,0 +1,74 @@
+/* nbdferry - from an export's name to what it is
+ * SPDX-License-Identifier: BSD-3-Clause
+ */
+#include <config.h>
+
+#include <errno.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <string.h>
+
+#define NBDKIT_API_VERSION 2
+#include <nbdkit-plugin.h>
+
+#include "cleanup.h"
+#include "export.h"
+#include "house.h"
+
+/* The drive that 'name' names before its last 'suffix', and what follows it,
+ * or NULL.
+ */
+static struct drive *
+split (const char *name, const char *suffix, const char **rest)
+{
+  CLEANUP_FREE char *prefix = NULL;
+  const char *at = NULL;
+
+  for (const char *p = name; (p = strstr (p, suffix)) != NULL; p++)
+    at = p;
+  if (at == NULL || (prefix = strndup (name, at - name)) == NULL)
+    return NULL;
+  *rest = at + strlen (suffix);
+  return house_drive (prefix);
+}
+
+static struct export *
+open_forward (struct drive *d, const char *rest, int readonly)
+{
+  char text[UUID_TEXT];
+  struct uuid session;
+  struct error err;
+  uint64_t epoch;
+  int n = 0;
+
+  if (sscanf (rest, "%36[^/]/%" SCNu64 "%n", text, &epoch, &n) != 2 ||
+      rest[n] != '\0' || !uuid_parse (text, &session)) {
+    nbdkit_error ("malformed name of a forwarding export");
+    return NULL;
+  }
+  if (incoming_forward (house.incoming, d, &session, epoch, &err) == -1) {
+    nbdkit_error ("%s", err.msg);
+    return NULL;
+  }
+  return export_open_disk (d, readonly, incoming_fence (house.incoming, d),
+                           epoch);
+}
+
+struct export *
+export_open (const char *name, int readonly)
+{
+  struct drive *d = house_drive (name);
+  const char *rest;
+
+  if (d)
+    return export_open_disk (d, readonly, NULL, 0);
+  d = split (name, "@incoming", &rest);
+  if (d && rest[0] == '\0')
+    return export_open_incoming (d);
+  d = split (name, "@forward/", &rest);
+  if (d)
+    return open_forward (d, rest, readonly);
+  nbdkit_error ("there is no disk '%s' here", name);
+  errno = ENOENT;
+  return NULL;
+}

@@ -1,0 +1,57 @@
+/* nbdferry - kinds of exports
+ * SPDX-License-Identifier: BSD-3-Clause
+ *
+ *   NAME                          a disk
+ *   NAME@incoming                 a channel of a migration to it
+ *   NAME@forward/SESSION/EPOCH    the disk, for the source that it came from
+ *
+ * Each kind has one table of operations, which nbdkit's callbacks call.  They
+ * return what nbdkit wants: -1 with errno, and the message given to
+ * nbdkit_error.  An operation that is NULL is not offered to clients.
+ */
+#ifndef FERRY_EXPORT_H
+#define FERRY_EXPORT_H
+
+#include <stdint.h>
+
+#include "drive.h"
+#include "incoming.h"
+
+struct nbdkit_extents;
+
+/* Each kind of handle begins with this. */
+struct export {
+  const struct export_ops *ops;
+};
+
+struct export_ops {
+  int64_t (*size) (struct export *x);
+  int (*can_write) (struct export *x);
+  int (*is_rotational) (struct export *x);
+  int (*can_extents) (struct export *x);
+  const char *(*description) (struct export *x); /* interned by nbdkit */
+  int (*pread) (struct export *x, void *buf, uint32_t count,
+                uint64_t offset);
+  int (*pwrite) (struct export *x, const void *buf, uint32_t count,
+                 uint64_t offset, unsigned flags); /* as in disk.h */
+  int (*flush) (struct export *x);
+  int (*trim) (struct export *x, uint32_t count, uint64_t offset,
+               unsigned flags);
+  int (*zero) (struct export *x, uint32_t count, uint64_t offset,
+               unsigned flags);
+  int (*cache) (struct export *x, uint32_t count, uint64_t offset);
+  int (*extents) (struct export *x, uint32_t count, uint64_t offset,
+                  bool one, struct nbdkit_extents *extents);
+  void (*close) (struct export *x);
+};
+
+/* Open the export of that name; NULL, reported, if there is none. */
+struct export *export_open (const char *name, int readonly);
+
+/* export-disk.c; 'fence' with its epoch for a forwarded client, or NULL. */
+struct export *export_open_disk (struct drive *d, int readonly,
+                                 struct fence *fence, uint64_t epoch);
+/* export-incoming.c */
+struct export *export_open_incoming (struct drive *d);
+
+#endif /* FERRY_EXPORT_H */

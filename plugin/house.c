@@ -1,0 +1,138 @@
+/* nbdferry - all that one daemon has
+ * SPDX-License-Identifier: BSD-3-Clause
+ */
+#include <config.h>
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define NBDKIT_API_VERSION 2
+#include <nbdkit-plugin.h>
+
+#include "house.h"
+#include "pool.h"
+#include "qmp.h"
+
+struct house house = {
+  .lock = PTHREAD_MUTEX_INITIALIZER,
+  .params = MIGRATE_PARAMS_DEFAULT,
+};
+
+struct drive *
+house_drive (const char *name)
+{
+  for (size_t i = 0; i < house.nr_drives; i++)
+    if (strcmp (house.drives[i]->name, name) == 0)
+      return house.drives[i];
+  return NULL;
+}
+
+void
+house_log (const char *fmt, ...)
+{
+  va_list args;
+
+  va_start (args, fmt);
+  nbdkit_verror (fmt, args);
+  va_end (args);
+}
+
+void
+house_quit (void)
+{
+  nbdkit_shutdown ();
+}
+
+/* ---- starting ---- */
+
+int
+house_open (const struct drive_options *options, size_t nr,
+            const char *control, struct error *err)
+{
+  house.drives = calloc (nr, sizeof house.drives[0]);
+  house.finishers = calloc (nr, sizeof house.finishers[0]);
+  if (house.drives == NULL || house.finishers == NULL)
+    return error_set (err, ENOMEM, "%m");
+  for (size_t i = 0; i < nr; i++) {
+    house.drives[i] = drive_open (&options[i], err);
+    if (house.drives[i] == NULL)
+      return -1;
+    house.nr_drives++;
+  }
+  if (control == NULL)
+    return 0;
+  house.control_path = strdup (control);
+  if (house.control_path == NULL)
+    return error_set (err, ENOMEM, "%m");
+  return qmp_listen (control, err);
+}
+
+int
+house_start (struct error *err)
+{
+  house.incoming = incoming_new (house.drives, house.nr_drives, err);
+  if (house.incoming == NULL)
+    return -1;
+  for (size_t i = 0; i < house.nr_drives; i++)
+    if (house.drives[i]->mode == DRIVE_GONE) {
+      house.finishers[i] = finisher_start (house.drives[i], err);
+      if (house.finishers[i] == NULL)
+        return -1;
+    }
+  return house.control_path ? qmp_start (err) : 0;
+}
+
+/* ---- ending ---- */
+
+void
+house_shutdown (void)
+{
+  struct outgoing *o;
+
+  /* Wake all that is held, so that nothing below waits for a client. */
+  for (size_t i = 0; i < house.nr_drives; i++) {
+    gate_stop (&house.drives[i]->writes);
+    gate_stop (&house.drives[i]->reads);
+  }
+  pthread_mutex_lock (&house.lock);
+  if (house.outgoing)
+    outgoing_stop (house.outgoing);
+  pthread_mutex_unlock (&house.lock);
+  if (house.control_path)
+    qmp_stop ();
+  /* No command can begin another migration now. */
+  pthread_mutex_lock (&house.lock);
+  o = house.outgoing;
+  house.outgoing = NULL;
+  pthread_mutex_unlock (&house.lock);
+  if (o) {
+    outgoing_stop (o);
+    outgoing_free (o);
+  }
+  if (house.incoming)
+    incoming_stop (house.incoming);
+  for (size_t i = 0; i < house.nr_drives; i++) {
+    struct drive *d = house.drives[i];
+    struct error err;
+
+    if (house.finishers[i])
+      finisher_stop (house.finishers[i]);
+    house.finishers[i] = NULL;
+    if (d->remote)
+      pool_stop (d->remote);
+    if (drive_shutdown (d, &err) == -1)
+      nbdkit_error ("closing disk '%s': %s", d->name, err.msg);
+  }
+}
+
+void
+house_free (void)
+{
+  incoming_free (house.incoming);
+  for (size_t i = 0; i < house.nr_drives; i++)
+    drive_free (house.drives[i]);
+  free (house.drives);
+  free (house.finishers);
+  free (house.control_path);
+}

@@ -1,0 +1,167 @@
+/* nbdferry - the plugin's parameters
+ * SPDX-License-Identifier: BSD-3-Clause
+ */
+#include <config.h>
+
+#include <errno.h>
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <jansson.h>
+
+#define NBDKIT_API_VERSION 2
+#include <nbdkit-plugin.h>
+
+#include "cleanup.h"
+#include "options.h"
+
+/* Export names may be this long in NBD; what we append must fit as well. */
+#define MAX_NAME 3000
+
+static bool
+is_utf8 (const char *s)
+{
+  json_t *j = json_string (s); /* checks it */
+
+  json_decref (j);
+  return j != NULL;
+}
+
+static int
+check_name (const struct options *o, const char *name)
+{
+  if (name[0] == '\0' || strlen (name) > MAX_NAME || !is_utf8 (name)) {
+    nbdkit_error ("disk=: the name of a disk must be 1 to %d bytes of UTF-8",
+                  MAX_NAME);
+    return -1;
+  }
+  for (size_t i = 0; i < o->nr; i++)
+    if (strcmp (o->drives[i].name, name) == 0) {
+      nbdkit_error ("two disks are called '%s'; give them names with "
+                    "disk=NAME=PATH", name);
+      return -1;
+    }
+  return 0;
+}
+
+/* [NAME=]PATH, where NAME holds no slash. */
+static int
+add_disk (struct options *o, const char *value)
+{
+  const char *equals = strchr (value, '=');
+  const char *slash = strchr (value, '/');
+  struct drive_options *d;
+  CLEANUP_FREE char *name = NULL;
+  char *path;
+
+  if (equals && (slash == NULL || equals < slash)) {
+    name = strndup (value, equals - value);
+    value = equals + 1;
+  }
+  else {
+    slash = strrchr (value, '/');
+    name = strdup (slash ? slash + 1 : value);
+  }
+  if (name == NULL || check_name (o, name) == -1)
+    return -1;
+  path = nbdkit_absolute_path (value);
+  if (path == NULL)
+    return -1;
+  d = reallocarray (o->drives, o->nr + 1, sizeof *d);
+  if (d == NULL) {
+    nbdkit_error ("reallocarray: %m");
+    free (path);
+    return -1;
+  }
+  o->drives = d;
+  d[o->nr++] = (struct drive_options){ .name = take_ptr (&name),
+                                       .path = path };
+  return 0;
+}
+
+/* state= and size= belong to the disk before them. */
+static struct drive_options *
+last_disk (struct options *o, const char *key)
+{
+  if (o->nr == 0) {
+    nbdkit_error ("%s= must follow the disk= that it belongs to", key);
+    return NULL;
+  }
+  return &o->drives[o->nr - 1];
+}
+
+static int
+set_size (struct drive_options *d, const char *value)
+{
+  int64_t size = nbdkit_parse_size (value);
+
+  if (size == -1)
+    return -1;
+  if (size == 0 || size % 512 != 0) {
+    nbdkit_error ("size=%s: must be a multiple of 512 bytes, and not 0",
+                  value);
+    return -1;
+  }
+  d->create = size;
+  return 0;
+}
+
+static int
+set_path (char **path, const char *value)
+{
+  free (*path);
+  *path = nbdkit_absolute_path (value);
+  return *path ? 0 : -1;
+}
+
+int
+options_set (struct options *o, const char *key, const char *value)
+{
+  struct drive_options *d;
+
+  if (strcmp (key, "disk") == 0)
+    return add_disk (o, value);
+  if (strcmp (key, "control") == 0)
+    return set_path (&o->control, value);
+  if (strcmp (key, "incoming") == 0) {
+    int r = nbdkit_parse_bool (value);
+
+    o->incoming = r == 1;
+    return r == -1 ? -1 : 0;
+  }
+  if (strcmp (key, "state") == 0) {
+    d = last_disk (o, key);
+    return d ? set_path ((char **) &d->state_dir, value) : -1;
+  }
+  if (strcmp (key, "size") == 0) {
+    d = last_disk (o, key);
+    return d ? set_size (d, value) : -1;
+  }
+  nbdkit_error ("unknown parameter '%s'", key);
+  return -1;
+}
+
+int
+options_complete (struct options *o)
+{
+  if (o->nr == 0) {
+    nbdkit_error ("no disk was given; try: nbdkit ferry disk=NAME=PATH");
+    return -1;
+  }
+  for (size_t i = 0; i < o->nr; i++)
+    o->drives[i].incoming = o->incoming;
+  return 0;
+}
+
+void
+options_free (struct options *o)
+{
+  for (size_t i = 0; i < o->nr; i++) {
+    free ((char *) o->drives[i].name);
+    free ((char *) o->drives[i].path);
+    free ((char *) o->drives[i].state_dir);
+  }
+  free (o->drives);
+  free (o->control);
+}

@@ -1,0 +1,428 @@
+/* nbdferry - the control socket: migration
+ * SPDX-License-Identifier: BSD-3-Clause
+ *
+ * There is one migration at a time, house.outgoing; when it has ended it is
+ * kept for query-migrate until the next one begins.
+ */
+#include <config.h>
+
+#include <errno.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "cleanup.h"
+#include "house.h"
+#include "qmp.h"
+#include "qmp-dispatch.h"
+#include "qmp-query.h"
+
+#define PAGE_SIZE 4096 /* the unit of QEMU's counts */
+
+#define MAX_DOWNTIME_MS (2000 * 1000)
+
+/* What clients were told about the present migration. */
+static struct {
+  pthread_mutex_t lock; /* protects what follows; nothing is above it */
+  enum migrate_status status;
+  unsigned round;
+} told = { .lock = PTHREAD_MUTEX_INITIALIZER };
+
+/* ---- events ---- */
+
+/* From a thread of the migration.  The lock keeps the events in order. */
+static void
+changed (void *opaque, const struct migrate_info *info)
+{
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&told.lock);
+  json_t *data;
+
+  (void) opaque;
+  if (info->round > told.round) {
+    told.round = info->round;
+    data = json_pack ("{s:I}", "pass", (json_int_t) info->round);
+    qmp_event ("MIGRATION_PASS", data);
+    json_decref (data);
+  }
+  if (info->status != told.status) {
+    told.status = info->status;
+    data = json_pack ("{s:s}", "status", migrate_status_name (info->status));
+    qmp_event ("MIGRATION", data);
+    json_decref (data);
+  }
+}
+
+static void
+forget_told (void)
+{
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&told.lock);
+
+  told.status = MIGRATE_NONE;
+  told.round = 0;
+}
+
+/* ---- which drives ---- */
+
+/* The export's name in an NBD URI, decoded, or NULL if it has none.  What is
+ * wrong with the URI otherwise is for others to say.
+ */
+static char *
+export_name (const char *uri)
+{
+  const char *p = strstr (uri, "://");
+  char *name, *out;
+
+  p = p ? strchr (p + 3, '/') : NULL;
+  if (p == NULL || p > uri + strcspn (uri, "?#") || p[1] == '\0' ||
+      strchr ("?#", p[1]))
+    return NULL;
+  name = out = malloc (strlen (p));
+  if (name == NULL)
+    return NULL;
+  for (p++; *p && !strchr ("?#", *p); p++) {
+    unsigned byte;
+
+    if (*p == '%' && sscanf (p + 1, "%2x", &byte) == 1) {
+      *out++ = byte;
+      p += 2;
+    }
+    else
+      *out++ = *p;
+  }
+  *out = '\0';
+  return name;
+}
+
+/* Those that the client has named; 'drives' has room for all there are. */
+static int
+named_drives (json_t *nodes, struct drive **drives, size_t *nr,
+              struct error *err)
+{
+  json_t *node;
+  size_t i;
+
+  if (json_array_size (nodes) == 0)
+    return error_set (err, EINVAL, "Parameter 'x-ferry-nodes' expects at "
+                      "least one node");
+  json_array_foreach (nodes, i, node) {
+    const char *name = json_string_value (node);
+    struct drive *d = house_drive (name);
+
+    if (d == NULL)
+      return error_set (err, ENOENT, "Node '%s' not found", name);
+    for (size_t k = 0; k < *nr; k++)
+      if (drives[k] == d)
+        return error_set (err, EINVAL, "Node '%s' is named twice", name);
+    drives[(*nr)++] = d;
+  }
+  return 0;
+}
+
+/* Those that the URI means: the disk of that name, or all. */
+static int
+uri_drives (const char *uri, struct drive **drives, size_t *nr,
+            struct error *err)
+{
+  CLEANUP_FREE char *name = export_name (uri);
+
+  if (name && house.nr_drives > 1) {
+    drives[0] = house_drive (name);
+    if (drives[0] == NULL)
+      return error_set (err, ENOENT, "The URI names the export '%s', but "
+                        "there is no disk of that name here; x-ferry-nodes "
+                        "says which disk goes there", name);
+    *nr = 1;
+    return 0;
+  }
+  memcpy (drives, house.drives, house.nr_drives * sizeof drives[0]);
+  *nr = house.nr_drives;
+  return 0;
+}
+
+/* Only a disk that is served from here can be moved. */
+static int
+check_active (struct drive *d, struct error *err)
+{
+  switch (qmp_drive_mode (d)) {
+  case DRIVE_ACTIVE:
+    return 0;
+  case DRIVE_INCOMING:
+    return error_set (err, EBUSY, "Node '%s' cannot be migrated: it is itself "
+                      "the destination of a migration", d->name);
+  case DRIVE_PREPARED:
+    return error_set (err, EBUSY, "Node '%s' cannot be migrated: a migration "
+                      "to it is not finished", d->name);
+  default:
+    return error_set (err, EBUSY, "Node '%s' cannot be migrated: it was "
+                      "handed over to another server already", d->name);
+  }
+}
+
+/* ---- migrate ---- */
+
+static int
+check_node_name (json_t *value, const char *path, struct error *err)
+{
+  return qmp_check_type (value, QMP_STRING, path, path, err);
+}
+
+static int
+check_nodes (json_t *value, const char *path, struct error *err)
+{
+  return qmp_check_array (value, path, err, check_node_name);
+}
+
+static const struct qmp_param migrate_params[] = {
+  { .name = "uri", .type = QMP_STRING },
+  { .name = "blk", .type = QMP_BOOL, .optional = true },
+  { .name = "inc", .type = QMP_BOOL, .optional = true },
+  { .name = "detach", .type = QMP_BOOL, .optional = true },
+  { .name = "resume", .type = QMP_BOOL, .optional = true },
+  { .name = "x-ferry-nodes", .type = QMP_ARRAY, .optional = true,
+    .check = check_nodes },
+  { .name = NULL },
+};
+
+/* 'detach' has no meaning in QMP, as in QEMU. */
+static int
+check_flags (json_t *args, struct error *err)
+{
+  if (json_is_true (json_object_get (args, "resume")))
+    return error_set (err, EINVAL,
+                      "Cannot resume if there is no paused migration");
+  if (json_is_true (json_object_get (args, "blk")) ||
+      json_is_true (json_object_get (args, "inc")))
+    return error_set (err, EINVAL, "Parameters 'blk' and 'inc' are not "
+                      "supported: disks are all that is migrated");
+  return 0;
+}
+
+static int
+choose_drives (json_t *args, struct drive **drives, size_t *nr,
+               struct error *err)
+{
+  json_t *nodes = json_object_get (args, "x-ferry-nodes");
+  const char *uri = json_string_value (json_object_get (args, "uri"));
+  int r = nodes ? named_drives (nodes, drives, nr, err)
+    : uri_drives (uri, drives, nr, err);
+
+  for (size_t i = 0; r == 0 && i < *nr; i++)
+    r = check_active (drives[i], err);
+  return r;
+}
+
+static json_t *
+run_migrate (json_t *args, struct error *err)
+{
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&house.lock);
+  const char *uri = json_string_value (json_object_get (args, "uri"));
+  CLEANUP_FREE struct drive **drives = calloc (house.nr_drives,
+                                               sizeof drives[0]);
+  struct outgoing *o;
+  size_t nr = 0;
+
+  if (drives == NULL || check_flags (args, err) == -1)
+    return NULL;
+  if (house.outgoing && !outgoing_ended (house.outgoing)) {
+    error_set (err, EBUSY, "There's a migration process in progress");
+    return NULL;
+  }
+  if (choose_drives (args, drives, &nr, err) == -1)
+    return NULL;
+
+  forget_told ();
+  o = outgoing_start (drives, nr, uri, &house.params, changed, NULL, err);
+  if (o == NULL)
+    return NULL;
+  if (house.outgoing)
+    outgoing_free (house.outgoing);
+  house.outgoing = o;
+  return json_object ();
+}
+
+static json_t *
+run_cancel (json_t *args, struct error *err)
+{
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&house.lock);
+
+  (void) args;
+  if (house.outgoing && !outgoing_ended (house.outgoing) &&
+      outgoing_cancel (house.outgoing, err) == -1)
+    return NULL;
+  return json_object ();
+}
+
+/* ---- query-migrate ---- */
+
+/* MigrationStats: what QEMU's schema says must be there is there.  Numbers of
+ * pages are data divided by QEMU's page size; dirty-pages-rate is in bytes.
+ */
+static json_t *
+disk_info (const struct migrate_info *i)
+{
+  json_t *disk;
+
+  disk = json_pack ("{s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:f}",
+                    "transferred", (json_int_t) i->transferred,
+                    "remaining", (json_int_t) i->remaining,
+                    "total", (json_int_t) i->total,
+                    "duplicate", (json_int_t) (i->zero_bytes / PAGE_SIZE),
+                    "normal", (json_int_t) (i->normal_bytes / PAGE_SIZE),
+                    "normal-bytes", (json_int_t) i->normal_bytes,
+                    "dirty-pages-rate", (json_int_t) i->dirty_rate,
+                    "dirty-sync-count", (json_int_t) i->round,
+                    "mbps", i->mbps);
+  json_object_set_new (disk, "page-size", json_integer (PAGE_SIZE));
+  json_object_set_new (disk, "pages-per-second",
+                       json_integer (i->mbps * 1e6 / 8 / PAGE_SIZE));
+  json_object_set_new (disk, "multifd-bytes", json_integer (i->transferred));
+  json_object_set_new (disk, "precopy-bytes", json_integer (i->transferred));
+  /* What cannot happen here. */
+  json_object_set_new (disk, "skipped", json_integer (0));
+  json_object_set_new (disk, "postcopy-requests", json_integer (0));
+  json_object_set_new (disk, "postcopy-bytes", json_integer (0));
+  json_object_set_new (disk, "downtime-bytes", json_integer (0));
+  json_object_set_new (disk, "dirty-sync-missed-zero-copy", json_integer (0));
+  return disk;
+}
+
+static json_t *
+migration_info (const struct migrate_info *i)
+{
+  bool completed = i->status == MIGRATE_COMPLETED;
+  json_t *info;
+
+  if (i->status == MIGRATE_NONE)
+    return json_object ();
+  info = json_pack ("{s:s, s:I, s:I, s:I, s:o, s:{s:I, s:I, s:I}}",
+                    "status", migrate_status_name (i->status),
+                    "total-time", (json_int_t) i->total_ms,
+                    "setup-time", (json_int_t) i->setup_ms,
+                    completed ? "downtime" : "expected-downtime",
+                    (json_int_t) (completed ? i->downtime_ms
+                                  : i->expected_downtime_ms),
+                    "disk", disk_info (i), "x-ferry",
+                    "bitmap-bytes", (json_int_t) i->bitmap_bytes,
+                    "throttle-us", (json_int_t) i->throttle_us,
+                    "longest-hold-us", (json_int_t) i->longest_hold_us);
+  if (i->status == MIGRATE_FAILED)
+    json_object_set_new (info, "error-desc", qmp_string (i->error));
+  return info;
+}
+
+json_t *
+qmp_migration_info (void)
+{
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&house.lock);
+  struct migrate_info info = { .status = MIGRATE_NONE };
+
+  if (house.outgoing)
+    outgoing_info (house.outgoing, &info);
+  return migration_info (&info);
+}
+
+static json_t *
+query_migrate (json_t *args, struct error *err)
+{
+  (void) args;
+  (void) err;
+  return qmp_migration_info ();
+}
+
+/* ---- parameters ---- */
+
+static int
+check_channels (json_t *value, const char *path, struct error *err)
+{
+  uint64_t n;
+
+  if (!qmp_uint64 (value, &n) || n < 1 || n > MIGRATE_MAX_CHANNELS)
+    return error_set (err, EINVAL, "Parameter '%s' expects a value between 1 "
+                      "and %d", path, MIGRATE_MAX_CHANNELS);
+  return 0;
+}
+
+static int
+check_downtime (json_t *value, const char *path, struct error *err)
+{
+  uint64_t ms;
+
+  if (!qmp_uint64 (value, &ms) || ms > MAX_DOWNTIME_MS)
+    return error_set (err, EINVAL, "Parameter '%s' expects an integer in the "
+                      "range of 0 to (2000 * 1000) ms", path);
+  return 0;
+}
+
+static int
+check_compression (json_t *value, const char *path, struct error *err)
+{
+  enum migrate_compression c;
+
+  if (migrate_compression_parse (json_string_value (value), &c) == -1)
+    return error_set (err, EINVAL, "Parameter '%s' does not accept value '%s'",
+                      path, json_string_value (value));
+  return 0;
+}
+
+static const struct qmp_param set_params[] = {
+  { .name = "max-bandwidth", .type = QMP_UINT64, .optional = true },
+  { .name = "downtime-limit", .type = QMP_UINT64, .optional = true,
+    .check = check_downtime },
+  { .name = "multifd-channels", .type = QMP_UINT8, .optional = true,
+    .check = check_channels },
+  { .name = "multifd-compression", .type = QMP_STRING, .optional = true,
+    .check = check_compression },
+  { .name = NULL },
+};
+
+static json_t *
+run_set_parameters (json_t *args, struct error *err)
+{
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&house.lock);
+  struct migrate_params *p = &house.params;
+  uint64_t n;
+
+  (void) err;
+  qmp_uint64 (json_object_get (args, "max-bandwidth"), &p->max_bandwidth);
+  qmp_uint64 (json_object_get (args, "downtime-limit"), &p->downtime_limit);
+  if (qmp_uint64 (json_object_get (args, "multifd-channels"), &n))
+    p->channels = n;
+  if (json_object_get (args, "multifd-compression"))
+    migrate_compression_parse
+      (json_string_value (json_object_get (args, "multifd-compression")),
+       &p->compression);
+  /* Beyond that, a number has no place in our JSON, or on any wire. */
+  if (p->max_bandwidth > INT64_MAX)
+    p->max_bandwidth = INT64_MAX;
+  if (house.outgoing && !outgoing_ended (house.outgoing))
+    outgoing_set_params (house.outgoing, p);
+  return json_object ();
+}
+
+static json_t *
+query_parameters (json_t *args, struct error *err)
+{
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&house.lock);
+  const struct migrate_params *p = &house.params;
+
+  (void) args;
+  (void) err;
+  return json_pack ("{s:I, s:I, s:I, s:s}",
+                    "max-bandwidth", (json_int_t) p->max_bandwidth,
+                    "downtime-limit", (json_int_t) p->downtime_limit,
+                    "multifd-channels", (json_int_t) p->channels,
+                    "multifd-compression",
+                    migrate_compression_name (p->compression));
+}
+
+/* QEMU's own name of migrate-cancel has an underscore. */
+const struct qmp_command qmp_migrate_commands[] = {
+  { "migrate", migrate_params, run_migrate },
+  { "migrate-cancel", NULL, run_cancel },
+  { "migrate_cancel", NULL, run_cancel },
+  { "query-migrate", NULL, query_migrate },
+  { "migrate-set-parameters", set_params, run_set_parameters },
+  { "query-migrate-parameters", NULL, query_parameters },
+  { .name = NULL },
+};

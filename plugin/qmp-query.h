@@ -1,0 +1,17 @@
+/* nbdferry - the control socket: what its commands share
+ * SPDX-License-Identifier: BSD-3-Clause
+ */
+#ifndef FERRY_QMP_QUERY_H
+#define FERRY_QMP_QUERY_H
+
+#include <jansson.h>
+
+#include "drive.h"
+
+/* What query-migrate returns (qmp-migrate.c). */
+json_t *qmp_migration_info (void);
+
+/* Who serves the disk, as of now. */
+enum drive_mode qmp_drive_mode (struct drive *d);
+
+#endif /* FERRY_QMP_QUERY_H */

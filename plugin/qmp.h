@@ -1,0 +1,35 @@
+/* nbdferry - the control socket
+ * SPDX-License-Identifier: BSD-3-Clause
+ *
+ * A server that speaks QMP, wire-compatible with QEMU's.  One thread listens,
+ * one thread serves each client (at most QMP_MAX_CLIENTS), so that none can
+ * block another.  docs/control.md has the commands.
+ */
+#ifndef FERRY_QMP_H
+#define FERRY_QMP_H
+
+#include <jansson.h>
+
+#include "error.h"
+
+#define QMP_MAX_CLIENTS 32
+
+/* Bind and listen (mode 0600; a socket that nobody serves any more is
+ * replaced).  Before the fork.
+ */
+int qmp_listen (const char *path, struct error *err);
+
+/* Start the threads.  After the fork. */
+int qmp_start (struct error *err);
+
+/* Turn clients away, end the threads, remove the socket.  No command is
+ * running when this returns.
+ */
+void qmp_stop (void);
+
+/* Tell every client.  'data' is borrowed, NULL: none.  Any thread; never
+ * blocks: a client that does not read loses its oldest events.
+ */
+void qmp_event (const char *name, json_t *data);
+
+#endif /* FERRY_QMP_H */
