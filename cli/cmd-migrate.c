@@ -1,0 +1,231 @@
+/* nbdferry - nbdferry migrate
+ * SPDX-License-Identifier: BSD-3-Clause
+ */
+#include <config.h>
+
+#include <inttypes.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "command.h"
+#include "control.h"
+#include "follow.h"
+#include "output.h"
+#include "progress.h"
+#include "size.h"
+
+#define MAX_NODES 256
+
+struct migrate_values {
+  const char *nodes[MAX_NODES];
+  size_t nr_nodes;
+  uint64_t channels;            /* 0: not given */
+  uint64_t max_bandwidth, downtime_limit;
+  bool has_bandwidth, has_downtime;
+  const char *compression;      /* or NULL */
+  bool no_wait, json;
+};
+
+enum {
+  OPT_CHANNELS = 256,
+  OPT_MAX_BANDWIDTH,
+  OPT_DOWNTIME_LIMIT,
+  OPT_COMPRESSION,
+  OPT_NODE,
+  OPT_NO_WAIT,
+  OPT_JSON,
+};
+
+static const struct option options[] = {
+  { "help", no_argument, NULL, 'h' },
+  { "channels", required_argument, NULL, OPT_CHANNELS },
+  { "max-bandwidth", required_argument, NULL, OPT_MAX_BANDWIDTH },
+  { "downtime-limit", required_argument, NULL, OPT_DOWNTIME_LIMIT },
+  { "compression", required_argument, NULL, OPT_COMPRESSION },
+  { "node", required_argument, NULL, OPT_NODE },
+  { "no-wait", no_argument, NULL, OPT_NO_WAIT },
+  { "json", no_argument, NULL, OPT_JSON },
+  { 0 },
+};
+
+static bool
+is_compression (const char *arg)
+{
+  return strcmp (arg, "none") == 0 || strcmp (arg, "zlib") == 0 ||
+         strcmp (arg, "zstd") == 0;
+}
+
+/* JSON has no unsigned numbers. */
+static bool
+fits (uint64_t value)
+{
+  return value <= INT64_MAX;
+}
+
+static int
+migrate_option (const struct command *cmd, int c, const char *arg,
+                void *values)
+{
+  struct migrate_values *v = values;
+
+  switch (c) {
+  case OPT_CHANNELS:
+    if (number_parse (arg, &v->channels) == -1 || v->channels < 1 ||
+        v->channels > 64)
+      return usage_error (cmd, "--channels: '%s' is not a number from 1 to 64",
+                          arg);
+    break;
+  case OPT_MAX_BANDWIDTH:
+    if (size_parse (arg, &v->max_bandwidth) == -1 || !fits (v->max_bandwidth))
+      return usage_error (cmd, "--max-bandwidth: '%s' is not a number of "
+                          "bytes a second, like 500M", arg);
+    v->has_bandwidth = true;
+    break;
+  case OPT_DOWNTIME_LIMIT:
+    if (number_parse (arg, &v->downtime_limit) == -1 ||
+        !fits (v->downtime_limit))
+      return usage_error (cmd, "--downtime-limit: '%s' is not a number of "
+                          "milliseconds", arg);
+    v->has_downtime = true;
+    break;
+  case OPT_COMPRESSION:
+    if (!is_compression (arg))
+      return usage_error (cmd, "--compression: '%s' is not none, zlib or zstd",
+                          arg);
+    v->compression = arg;
+    break;
+  case OPT_NODE:
+    if (v->nr_nodes == MAX_NODES)
+      return usage_error (cmd, "--node: more than %d disks", MAX_NODES);
+    v->nodes[v->nr_nodes++] = arg;
+    break;
+  case OPT_NO_WAIT: v->no_wait = true; break;
+  case OPT_JSON: v->json = true; break;
+  }
+  return -1;
+}
+
+/* Tell the daemon what was asked for, and nothing else: it keeps the rest as
+ * it was set before.
+ */
+static int
+set_parameters (struct control *c, const struct migrate_values *v,
+                struct error *err)
+{
+  json_t *args = json_object (), *result = NULL;
+  bool any;
+
+  if (v->channels)
+    json_object_set_new (args, "multifd-channels",
+                         json_integer (v->channels));
+  if (v->has_bandwidth)
+    json_object_set_new (args, "max-bandwidth",
+                         json_integer (v->max_bandwidth));
+  if (v->has_downtime)
+    json_object_set_new (args, "downtime-limit",
+                         json_integer (v->downtime_limit));
+  if (v->compression)
+    json_object_set_new (args, "multifd-compression",
+                         json_string (v->compression));
+  any = json_object_size (args) > 0;
+  if (any)
+    result = control_command (c, "migrate-set-parameters", json_incref (args),
+                             err);
+  json_decref (args);
+  json_decref (result);
+  return any && result == NULL ? -1 : 0;
+}
+
+static json_t *
+migrate_arguments (const char *uri, const struct migrate_values *v)
+{
+  json_t *args = json_pack ("{s:s}", "uri", uri), *nodes;
+  size_t i;
+
+  if (v->nr_nodes == 0)
+    return args;
+  nodes = json_array ();
+  for (i = 0; i < v->nr_nodes; i++)
+    json_array_append_new (nodes, json_string (v->nodes[i]));
+  json_object_set_new (args, "x-ferry-nodes", nodes);
+  return args;
+}
+
+/* Begin it, and leave it to the daemon. */
+static int
+begin_only (struct control *c, json_t *args, const struct migrate_values *v,
+            struct error *err)
+{
+  json_t *result = control_command (c, "migrate", args, err), *info;
+
+  if (result == NULL)
+    return error_prefix (err, "the migration was refused");
+  json_decref (result);
+  if (!v->json) {
+    puts ("the migration has begun; 'nbdferry status' says how it goes");
+    return 0;
+  }
+  info = control_command (c, "query-migrate", json_object (), err);
+  if (info == NULL)
+    return -1;
+  print_json_line (info);
+  json_decref (info);
+  return 0;
+}
+
+static int
+migrate_run (const struct command *cmd, char **args, void *values)
+{
+  const struct migrate_values *v = values;
+  struct error err = { 0 };
+  struct control *c = control_open (args[0], &err);
+  struct progress progress;
+  int status = STATUS_DONE;
+
+  (void) cmd;
+  if (c == NULL || set_parameters (c, v, &err) == -1 ||
+      (v->no_wait &&
+       begin_only (c, migrate_arguments (args[1], v), v, &err) == -1)) {
+    complain ("%s", err.msg);
+    status = STATUS_FAILED;
+  }
+  else if (!v->no_wait) {
+    progress_init (&progress, v->json);
+    status = follow_migration (c, migrate_arguments (args[1], v), &progress);
+  }
+  control_close (c);
+  /* A disk that has moved has moved, wherever the lines about it went. */
+  output_finish ();
+  return status;
+}
+
+const struct command migrate_command = {
+  .name = "migrate",
+  .full_name = "nbdferry migrate",
+  .synopsis = "CONTROL URI [OPTION]...",
+  .summary = "Move disks and their bitmaps to another daemon.",
+  .help =
+    "URI is the other daemon, started with incoming=on: nbd://HOST for all\n"
+    "disks under their own names, nbd://HOST/NAME for the only one.\n"
+    "Ctrl-C cancels, and leaves the source as it was.\n"
+    "\n"
+    "Options:\n"
+    "  --channels N            connections for each disk, 1 to 64\n"
+    "  --max-bandwidth RATE    bytes a second, like 500M or 2G; 0: no limit\n"
+    "  --downtime-limit MS     how long requests may be held at the end\n"
+    "  --compression METHOD    none, zlib or zstd\n"
+    "  --node NODE             only this disk; may be given several times\n"
+    "  --no-wait               do not wait for the end\n"
+    "  --json                  print each status as JSON on a line\n"
+    "  -h, --help              print this help\n"
+    "\n"
+    "Exit status: 0 if the migration has completed, 1 if it failed or was\n"
+    "refused, 2 for wrong usage, 130 if it was cancelled by Ctrl-C.\n",
+  .min_args = 2,
+  .max_args = 2,
+  .run = migrate_run,
+  .options = options,
+  .option = migrate_option,
+  .values_size = sizeof (struct migrate_values),
+};

@@ -1,0 +1,56 @@
+/* nbdferry - the client of a daemon's control socket
+ * SPDX-License-Identifier: BSD-3-Clause
+ *
+ * The socket speaks QMP (docs/control.md): each message is a JSON object on
+ * a line.  Commands are answered in order; events come in between.  One
+ * thread uses a client.
+ */
+#ifndef FERRY_CONTROL_H
+#define FERRY_CONTROL_H
+
+#include <jansson.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "error.h"
+
+struct control;
+
+/* Connect, and leave when the daemon is ready for commands.  Bounded in time.
+ * NULL on error.
+ */
+struct control *control_open (const char *path, struct error *err);
+void control_close (struct control *c); /* NULL is allowed */
+
+/* The socket, to be polled for POLLIN before control_receive. */
+int control_fd (const struct control *c);
+
+/* Send a command, do not wait for its reply.  'args' is taken over; no
+ * arguments are json_object (), while NULL means that there was no memory
+ * for them.  0 and the number that the reply will bear, or -1.
+ */
+int control_send (struct control *c, const char *command, json_t *args,
+                  unsigned *id, struct error *err);
+
+/* The next message, be it reply or event, waiting for it until 'deadline'
+ * (as now_ns; 0: not at all; UINT64_MAX: for ever).  1 and a new reference,
+ * 0 if there is none in time, -1 if the connection is of no more use.
+ */
+int control_receive (struct control *c, uint64_t deadline, json_t **msg,
+                     struct error *err);
+
+/* Is it the reply to that command? */
+bool control_is_reply (const json_t *msg, unsigned id);
+
+/* What a reply returns, borrowed; NULL with the daemon's words in 'err' if it
+ * is an error.
+ */
+json_t *control_result (const json_t *reply, struct error *err);
+
+/* Send a command and wait for its reply; events are dropped.  'args' as in
+ * control_send.  A new reference to what it returns, or NULL.
+ */
+json_t *control_command (struct control *c, const char *command, json_t *args,
+                         struct error *err);
+
+#endif /* FERRY_CONTROL_H */
