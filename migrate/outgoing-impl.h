@@ -14,6 +14,9 @@
 /* Forwarded clients share that many connections. */
 #define FORWARD_CONNECTIONS 8
 
+/* Bytes a second, until a round has shown how fast it goes. */
+#define OUTGOING_ASSUMED_BANDWIDTH (64 << 20)
+
 #define CONNECT_TIMEOUT_MS 10000
 /* PREPARE that takes longer than this is given up, and the hold with it. */
 #define PREPARE_TIMEOUT_MS 5000
@@ -57,15 +60,36 @@ struct outgoing {
   uint64_t bandwidth;   /* bytes a second of block data, as measured; 0: not */
 };
 
+/* ---- outgoing-info.c ---- */
+
 void outgoing_set_status (struct outgoing *o, enum migrate_status status);
+
+/* Call o->changed. */
+void outgoing_tell (struct outgoing *o);
+
+/* ---- rounds.c ---- */
+
+/* A producer's thread: takes part in each round. */
+void *outgoing_producer (void *o);
+
+/* The engine's callback: a packet has arrived. */
+void outgoing_acked (void *o, struct buffer *b);
 
 /* Ship what is dirty, once through all disks, until it is acknowledged. */
 int outgoing_round (struct outgoing *o, struct error *err);
 
+/* Round after round, until what is left can be sent in the hold. */
+int outgoing_rounds (struct outgoing *o, struct error *err);
+
+/* Slow all writers by that much. */
+void outgoing_set_delay (struct outgoing *o, uint64_t ns);
+
 /* The bitmaps that changed without a write, of all disks. */
 int outgoing_sync_bitmaps (struct outgoing *o, struct error *err);
 
-/* handover.c: hold, PREPARE, let go, COMMIT, forward.  -1: nothing has
+/* ---- handover.c ---- */
+
+/* Hold, PREPARE, let go, COMMIT, forward.  -1: nothing has
  * happened, and the drives are as before; or, with let_go, the daemon ends.
  */
 int outgoing_handover (struct outgoing *o, struct error *err);

@@ -1,14 +1,12 @@
-/* nbdferry - the source of a migration: its threads and rounds
+/* nbdferry - the source of a migration: its life
  * SPDX-License-Identifier: BSD-3-Clause
  *
  *   setup ----> active (rounds) ----> device (handover) ----> completed
  *     |              |                   |
  *     +--------------+----- error -------+----> failed, or cancelled
  *
- * One thread leads: it connects, opens rounds, decides when what is left is
- * little enough, and hands over.  Producers fill packets while a round is
- * open; the engine's channels send them.  Bitmaps that changed without a write
- * are told by the leading thread between two rounds.
+ * One thread leads: it connects, goes through the rounds (rounds.c) until
+ * what is left is little enough, and hands over (handover.c).
  */
 #include <config.h>
 
@@ -20,283 +18,6 @@
 #include "cleanup.h"
 #include "clock.h"
 #include "outgoing-impl.h"
-
-/* Until a round has shown how fast it goes. */
-#define ASSUMED_BANDWIDTH (64 << 20)
-
-/* The rate that is shown is that of so long a time. */
-#define SAMPLE (500 * NS_PER_MS)
-
-/* Writers are slowed in steps, each twice the one before, once that many
- * rounds have shown that it must be.
- */
-#define PATIENT_ROUNDS 3
-#define FIRST_DELAY    (UINT64_C (100) * 1000)
-#define LAST_DELAY     (250 * NS_PER_MS)
-
-/* ---- status ---- */
-
-/* The rate on the wire, of the last moment, or of all once it has ended.
- * Lock held.
- */
-static void
-measure_rate (struct outgoing *o, uint64_t now)
-{
-  if (o->ended_ns) {
-    o->sample_ns = o->started_ns;
-    o->sample_bytes = 0;
-  }
-  else if (now - o->sample_ns < SAMPLE)
-    return;
-  o->info.mbps =
-    (double) (o->wire_bytes - o->sample_bytes) * 8e3 / (now - o->sample_ns);
-  o->sample_ns = now;
-  o->sample_bytes = o->wire_bytes;
-}
-
-/* Whatever the lock protects, as the world sees it.  Lock held. */
-static void
-fill_info (struct outgoing *o, struct migrate_info *info)
-{
-  uint64_t end = o->ended_ns ? o->ended_ns : now_ns ();
-
-  measure_rate (o, end);
-  *info = o->info;
-  info->total_ms = (end - o->started_ns) / NS_PER_MS;
-  info->transferred = o->wire_bytes;
-  info->normal_bytes = o->normal_bytes;
-  info->zero_bytes = o->zero_bytes;
-  info->bitmap_bytes = o->bitmap_bytes;
-  info->round = o->round;
-  info->remaining = info->throttle_us = 0;
-  for (size_t i = 0; i < o->nr; i++) {
-    struct drive *d = o->shipments[i].drive;
-    uint64_t held = gate_longest (&d->writes) / 1000;
-
-    if (info->status != MIGRATE_COMPLETED)
-      info->remaining += shipment_dirty (&o->shipments[i]) +
-                         shipment_in_flight (&o->shipments[i]);
-    info->throttle_us = atomic_load (&d->delay_ns) / 1000;
-    if (held > info->longest_hold_us)
-      info->longest_hold_us = held;
-  }
-  if (o->info.status == MIGRATE_ACTIVE || o->info.status == MIGRATE_DEVICE)
-    info->expected_downtime_ms =
-      info->remaining * 1000 /
-      (o->bandwidth ? o->bandwidth : ASSUMED_BANDWIDTH);
-}
-
-void
-outgoing_info (struct outgoing *o, struct migrate_info *info)
-{
-  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&o->lock);
-
-  fill_info (o, info);
-}
-
-static void
-tell (struct outgoing *o)
-{
-  struct migrate_info info;
-
-  if (o->changed == NULL)
-    return;
-  outgoing_info (o, &info);
-  o->changed (o->opaque, &info);
-}
-
-void
-outgoing_set_status (struct outgoing *o, enum migrate_status status)
-{
-  pthread_mutex_lock (&o->lock);
-  /* One that was cancelled only ends. */
-  if (o->info.status != MIGRATE_CANCELLING || status == MIGRATE_CANCELLED)
-    o->info.status = status;
-  pthread_mutex_unlock (&o->lock);
-  tell (o);
-}
-
-/* ---- producers ---- */
-
-static int
-produce_round (struct outgoing *o, struct compressor *c)
-{
-  struct error err;
-
-  for (size_t i = 0; i < o->nr; i++) {
-    int r = 1;
-
-    while (r == 1) {
-      struct buffer *b = engine_get (o->engine);
-
-      if (b == NULL)
-        return -1;
-      r = shipment_fill (&o->shipments[i], b, o->params.compression, c, &err);
-      if (r == 1)
-        engine_put (o->engine, b);
-      else
-        engine_return (o->engine, b);
-    }
-    if (r == -1) {
-      engine_fail (o->engine, &err);
-      return -1;
-    }
-  }
-  return 0;
-}
-
-static void *
-producer_thread (void *arg)
-{
-  struct outgoing *o = arg;
-  struct compressor c = { 0 };
-  unsigned done = 0;
-
-  pthread_mutex_lock (&o->lock);
-  for (;;) {
-    while (o->round == done && !o->producers_end)
-      pthread_cond_wait (&o->cond, &o->lock);
-    if (o->producers_end)
-      break;
-    done = o->round;
-    pthread_mutex_unlock (&o->lock);
-    produce_round (o, &c); /* an error is the engine's */
-    pthread_mutex_lock (&o->lock);
-    if (--o->producing == 0)
-      pthread_cond_broadcast (&o->cond);
-  }
-  pthread_mutex_unlock (&o->lock);
-  compressor_free (&c);
-  return NULL;
-}
-
-/* A channel's thread: a packet has arrived. */
-static void
-acked (void *opaque, struct buffer *b)
-{
-  struct outgoing *o = opaque;
-
-  shipment_acked (b->cargo, b);
-  pthread_mutex_lock (&o->lock);
-  o->wire_bytes +=
-    PACKET_HEADER + (uint64_t) b->h.body_size + b->h.payload_size;
-  o->normal_bytes += b->h.raw_size;
-  o->zero_bytes += b->zero_bytes;
-  o->bitmap_bytes += b->section_bytes;
-  pthread_mutex_unlock (&o->lock);
-}
-
-int
-outgoing_round (struct outgoing *o, struct error *err)
-{
-  uint64_t began = now_ns (), bytes, ns;
-
-  for (size_t i = 0; i < o->nr; i++)
-    shipment_rewind (&o->shipments[i]);
-  pthread_mutex_lock (&o->lock);
-  bytes = o->wire_bytes;
-  o->round++;
-  o->producing = o->producers;
-  pthread_cond_broadcast (&o->cond);
-  while (o->producing > 0)
-    pthread_cond_wait (&o->cond, &o->lock);
-  pthread_mutex_unlock (&o->lock);
-  if (engine_drain (o->engine, err) == -1)
-    return -1;
-
-  pthread_mutex_lock (&o->lock);
-  bytes = o->wire_bytes - bytes;
-  ns = now_ns () - began + 1;
-  /* A short round says little about the link. */
-  if (bytes >= ENGINE_PAYLOAD || o->bandwidth == 0)
-    o->bandwidth = bytes * NS_PER_S / ns;
-  pthread_mutex_unlock (&o->lock);
-  return 0;
-}
-
-int
-outgoing_sync_bitmaps (struct outgoing *o, struct error *err)
-{
-  uint64_t bytes = 0;
-
-  for (size_t i = 0; i < o->nr; i++)
-    if (shipment_sync_bitmaps (&o->shipments[i], o->control, &o->h, &bytes,
-                               err) == -1)
-      return -1;
-  pthread_mutex_lock (&o->lock);
-  o->bitmap_bytes += bytes;
-  o->wire_bytes += bytes;
-  pthread_mutex_unlock (&o->lock);
-  return 0;
-}
-
-/* ---- rounds ---- */
-
-static uint64_t
-dirty_now (struct outgoing *o)
-{
-  uint64_t n = 0;
-
-  for (size_t i = 0; i < o->nr; i++)
-    n += shipment_dirty (&o->shipments[i]);
-  return n;
-}
-
-static void
-set_delay (struct outgoing *o, uint64_t ns)
-{
-  for (size_t i = 0; i < o->nr; i++)
-    atomic_store_explicit (&o->shipments[i].drive->delay_ns, ns,
-                           memory_order_relaxed);
-}
-
-/* Rounds must get shorter.  One that left more than half of what the round
- * before left has not, and writers are slowed by a step.
- */
-static void
-slow_writers (struct outgoing *o, uint64_t dirty)
-{
-  uint64_t delay = atomic_load_explicit (&o->shipments[0].drive->delay_ns,
-                                         memory_order_relaxed);
-
-  if (o->round > PATIENT_ROUNDS && dirty > o->dirty_before / 2) {
-    delay = delay ? delay * 2 : FIRST_DELAY;
-    set_delay (o, delay < LAST_DELAY ? delay : LAST_DELAY);
-  }
-  o->dirty_before = dirty;
-}
-
-/* Is what is left little enough to be sent within the downtime limit? */
-static bool
-small_enough (struct outgoing *o, uint64_t dirty)
-{
-  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&o->lock);
-  uint64_t rate = o->bandwidth ? o->bandwidth : ASSUMED_BANDWIDTH;
-
-  return dirty <= rate / 1000 * o->params.downtime_limit;
-}
-
-static int
-rounds (struct outgoing *o, struct error *err)
-{
-  for (;;) {
-    uint64_t began = now_ns (), dirty;
-
-    if (outgoing_sync_bitmaps (o, err) == -1 || outgoing_round (o, err) == -1)
-      return -1;
-    /* What the destination has cached is written now, not in the hold. */
-    if (client_flush (o->control) == -1)
-      return error_set (err, errno, "flush the destination: %m");
-    dirty = dirty_now (o);
-    pthread_mutex_lock (&o->lock);
-    o->info.dirty_rate = dirty * NS_PER_S / (now_ns () - began + 1);
-    pthread_mutex_unlock (&o->lock);
-    tell (o);
-    if (small_enough (o, dirty))
-      return 0;
-    slow_writers (o, dirty);
-  }
-}
 
 /* ---- setting up ---- */
 
@@ -366,7 +87,7 @@ start_engine (struct outgoing *o, struct error *err)
     .session = o->session,
     .epoch = o->epoch,
     .stop = &o->cancel,
-    .acked = acked,
+    .acked = outgoing_acked,
     .opaque = o,
   };
   size_t bitmaps = 0;
@@ -401,7 +122,7 @@ static int
 start_producers (struct outgoing *o, struct error *err)
 {
   for (unsigned i = 0; i < o->producers; i++) {
-    int r = pthread_create (&o->producer[i], NULL, producer_thread, o);
+    int r = pthread_create (&o->producer[i], NULL, outgoing_producer, o);
 
     if (r != 0) {
       o->producers = i;
@@ -456,7 +177,7 @@ tear_down (struct outgoing *o, unsigned started)
   o->engine = NULL;
   client_close (o->control);
   o->control = NULL;
-  set_delay (o, 0);
+  outgoing_set_delay (o, 0);
 }
 
 /* Tell the destination that what it got is worth nothing.  It would find out
@@ -489,7 +210,7 @@ ended (struct outgoing *o, enum migrate_status status,
   o->info.status = status;
   pthread_cond_broadcast (&o->cond);
   pthread_mutex_unlock (&o->lock);
-  tell (o);
+  outgoing_tell (o);
 }
 
 static void *
@@ -505,7 +226,7 @@ leading_thread (void *arg)
   connected = o->control != NULL;
   if (r == 0) {
     outgoing_set_status (o, MIGRATE_ACTIVE);
-    r = rounds (o, &err);
+    r = outgoing_rounds (o, &err);
   }
   if (r == 0)
     r = outgoing_handover (o, &err);
@@ -676,7 +397,7 @@ outgoing_cancel (struct outgoing *o, struct error *err)
   }
   pthread_mutex_unlock (&o->lock);
   stop_throw (&o->cancel);
-  tell (o);
+  outgoing_tell (o);
   return 0;
 }
 
@@ -700,46 +421,4 @@ outgoing_ended (struct outgoing *o)
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&o->lock);
 
   return o->ended_ns != 0;
-}
-
-const char *
-migrate_status_name (enum migrate_status status)
-{
-  static const char *const names[] = {
-    [MIGRATE_NONE] = "none",
-    [MIGRATE_SETUP] = "setup",
-    [MIGRATE_ACTIVE] = "active",
-    [MIGRATE_DEVICE] = "device",
-    [MIGRATE_CANCELLING] = "cancelling",
-    [MIGRATE_CANCELLED] = "cancelled",
-    [MIGRATE_FAILED] = "failed",
-    [MIGRATE_COMPLETED] = "completed",
-  };
-
-  return names[status];
-}
-
-static const char *const compression_names[] = {
-  [MIGRATE_COMPRESSION_NONE] = "none",
-  [MIGRATE_COMPRESSION_ZLIB] = "zlib",
-  [MIGRATE_COMPRESSION_ZSTD] = "zstd",
-};
-
-const char *
-migrate_compression_name (enum migrate_compression c)
-{
-  return compression_names[c];
-}
-
-int
-migrate_compression_parse (const char *name, enum migrate_compression *c)
-{
-  for (size_t i = 0;
-       i < sizeof compression_names / sizeof compression_names[0]; i++)
-    if (strcmp (name, compression_names[i]) == 0) {
-      *c = i;
-      return 0;
-    }
-  errno = EINVAL;
-  return -1;
 }

@@ -1,0 +1,205 @@
+/* nbdferry - the source of a migration: rounds
+ * SPDX-License-Identifier: BSD-3-Clause
+ *
+ * A round goes once through all disks and ships what is dirty.  The leading
+ * thread opens it and waits for its end; producers fill packets, the engine's
+ * channels send them.  Between two rounds nothing is in flight: then the
+ * leading thread tells the destination about bitmaps that changed without a
+ * write.
+ */
+#include <config.h>
+
+#include <errno.h>
+
+#include "cleanup.h"
+#include "clock.h"
+#include "outgoing-impl.h"
+
+/* Writers are slowed in steps, each twice the one before, once that many
+ * rounds have shown that it must be.
+ */
+#define PATIENT_ROUNDS 3
+#define FIRST_DELAY    (UINT64_C (100) * 1000)
+#define LAST_DELAY     (250 * NS_PER_MS)
+
+/* ---- producers ---- */
+
+static int
+produce_round (struct outgoing *o, struct compressor *c)
+{
+  struct error err;
+
+  for (size_t i = 0; i < o->nr; i++) {
+    int r = 1;
+
+    while (r == 1) {
+      struct buffer *b = engine_get (o->engine);
+
+      if (b == NULL)
+        return -1;
+      r = shipment_fill (&o->shipments[i], b, o->params.compression, c, &err);
+      if (r == 1)
+        engine_put (o->engine, b);
+      else
+        engine_return (o->engine, b);
+    }
+    if (r == -1) {
+      engine_fail (o->engine, &err);
+      return -1;
+    }
+  }
+  return 0;
+}
+
+void *
+outgoing_producer (void *arg)
+{
+  struct outgoing *o = arg;
+  struct compressor c = { 0 };
+  unsigned done = 0;
+
+  pthread_mutex_lock (&o->lock);
+  for (;;) {
+    while (o->round == done && !o->producers_end)
+      pthread_cond_wait (&o->cond, &o->lock);
+    if (o->producers_end)
+      break;
+    done = o->round;
+    pthread_mutex_unlock (&o->lock);
+    produce_round (o, &c); /* an error is the engine's */
+    pthread_mutex_lock (&o->lock);
+    if (--o->producing == 0)
+      pthread_cond_broadcast (&o->cond);
+  }
+  pthread_mutex_unlock (&o->lock);
+  compressor_free (&c);
+  return NULL;
+}
+
+/* A channel's thread: a packet has arrived. */
+void
+outgoing_acked (void *opaque, struct buffer *b)
+{
+  struct outgoing *o = opaque;
+
+  shipment_acked (b->cargo, b);
+  pthread_mutex_lock (&o->lock);
+  o->wire_bytes +=
+    PACKET_HEADER + (uint64_t) b->h.body_size + b->h.payload_size;
+  o->normal_bytes += b->h.raw_size;
+  o->zero_bytes += b->zero_bytes;
+  o->bitmap_bytes += b->section_bytes;
+  pthread_mutex_unlock (&o->lock);
+}
+
+int
+outgoing_round (struct outgoing *o, struct error *err)
+{
+  uint64_t began = now_ns (), bytes, ns;
+
+  for (size_t i = 0; i < o->nr; i++)
+    shipment_rewind (&o->shipments[i]);
+  pthread_mutex_lock (&o->lock);
+  bytes = o->wire_bytes;
+  o->round++;
+  o->producing = o->producers;
+  pthread_cond_broadcast (&o->cond);
+  while (o->producing > 0)
+    pthread_cond_wait (&o->cond, &o->lock);
+  pthread_mutex_unlock (&o->lock);
+  if (engine_drain (o->engine, err) == -1)
+    return -1;
+
+  pthread_mutex_lock (&o->lock);
+  bytes = o->wire_bytes - bytes;
+  ns = now_ns () - began + 1;
+  /* A short round says little about the link. */
+  if (bytes >= ENGINE_PAYLOAD || o->bandwidth == 0)
+    o->bandwidth = bytes * NS_PER_S / ns;
+  pthread_mutex_unlock (&o->lock);
+  return 0;
+}
+
+int
+outgoing_sync_bitmaps (struct outgoing *o, struct error *err)
+{
+  uint64_t bytes = 0;
+
+  for (size_t i = 0; i < o->nr; i++)
+    if (shipment_sync_bitmaps (&o->shipments[i], o->control, &o->h, &bytes,
+                               err) == -1)
+      return -1;
+  pthread_mutex_lock (&o->lock);
+  o->bitmap_bytes += bytes;
+  o->wire_bytes += bytes;
+  pthread_mutex_unlock (&o->lock);
+  return 0;
+}
+
+/* ---- rounds ---- */
+
+static uint64_t
+dirty_now (struct outgoing *o)
+{
+  uint64_t n = 0;
+
+  for (size_t i = 0; i < o->nr; i++)
+    n += shipment_dirty (&o->shipments[i]);
+  return n;
+}
+
+void
+outgoing_set_delay (struct outgoing *o, uint64_t ns)
+{
+  for (size_t i = 0; i < o->nr; i++)
+    atomic_store_explicit (&o->shipments[i].drive->delay_ns, ns,
+                           memory_order_relaxed);
+}
+
+/* Rounds must get shorter.  One that left more than half of what the round
+ * before left has not, and writers are slowed by a step.
+ */
+static void
+slow_writers (struct outgoing *o, uint64_t dirty)
+{
+  uint64_t delay = atomic_load_explicit (&o->shipments[0].drive->delay_ns,
+                                         memory_order_relaxed);
+
+  if (o->round > PATIENT_ROUNDS && dirty > o->dirty_before / 2) {
+    delay = delay ? delay * 2 : FIRST_DELAY;
+    outgoing_set_delay (o, delay < LAST_DELAY ? delay : LAST_DELAY);
+  }
+  o->dirty_before = dirty;
+}
+
+/* Is what is left little enough to be sent within the downtime limit? */
+static bool
+small_enough (struct outgoing *o, uint64_t dirty)
+{
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&o->lock);
+  uint64_t rate = o->bandwidth ? o->bandwidth : OUTGOING_ASSUMED_BANDWIDTH;
+
+  return dirty <= rate / 1000 * o->params.downtime_limit;
+}
+
+int
+outgoing_rounds (struct outgoing *o, struct error *err)
+{
+  for (;;) {
+    uint64_t began = now_ns (), dirty;
+
+    if (outgoing_sync_bitmaps (o, err) == -1 || outgoing_round (o, err) == -1)
+      return -1;
+    /* What the destination has cached is written now, not in the hold. */
+    if (client_flush (o->control) == -1)
+      return error_set (err, errno, "flush the destination: %m");
+    dirty = dirty_now (o);
+    pthread_mutex_lock (&o->lock);
+    o->info.dirty_rate = dirty * NS_PER_S / (now_ns () - began + 1);
+    pthread_mutex_unlock (&o->lock);
+    outgoing_tell (o);
+    if (small_enough (o, dirty))
+      return 0;
+    slow_writers (o, dirty);
+  }
+}
