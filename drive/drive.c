@@ -102,16 +102,17 @@ decide_mode (struct drive *d, struct journal_record *rec, bool incoming,
 
 /* ---- bitmaps as they were left ---- */
 
-/* After a crash of the machine the map may lack bits whose pages never
- * reached the disk: then everything that was recording is dirty.
+/* After a crash of the machine, or of writes that the kernel lost, the map may
+ * lack bits whose pages never reached the disk: then everything that was
+ * recording is dirty.
  */
 static bool
-lost_power (const struct journal_record *was, enum qcow2_found found)
+lost_bits (const struct journal_record *was, enum qcow2_found found)
 {
   char now[37];
 
   if (found != QCOW2_UNCLEAN)
-    return false;
+    return found == QCOW2_LOST;
   journal_boot_id (now);
   return now[0] == '\0' || strcmp (now, was->boot_id) != 0;
 }
@@ -208,7 +209,7 @@ open_store (struct drive *d, const struct journal_record *was,
   d->store = qcow2_open (path, d->path, d->size, &found, err);
   if (d->store == NULL)
     return -1;
-  return load_bitmaps (d, was->state, lost_power (was, found), err);
+  return load_bitmaps (d, was->state, lost_bits (was, found), err);
 }
 
 /* ---- opening ---- */
