@@ -46,6 +46,12 @@ struct disk_ops {
    */
   int (*extent) (struct disk *d, uint64_t offset, uint64_t end,
                  struct extent *ext);
+  /* Where data begins, at 'offset' or after: *data <= end; what lies before is
+   * a hole.  Cheaper than 'extent', which must find the end of the data as
+   * well.  May be NULL: unknown.
+   */
+  int (*next_data) (struct disk *d, uint64_t offset, uint64_t end,
+                    uint64_t *data);
   void (*close) (struct disk *d); /* frees it */
 };
 

@@ -207,30 +207,44 @@ file_cache (struct disk *d, uint64_t len, uint64_t offset)
   return posix_fadvise (f->fd, offset, len, POSIX_FADV_WILLNEED) == 0 ? 0 : -1;
 }
 
+/* The file offset that lseek moves is used by nobody: no lock is needed. */
+static int
+file_next_data (struct disk *d, uint64_t offset, uint64_t end,
+                uint64_t *data)
+{
+  struct file *f = (struct file *) d;
+  off_t pos = offset;
+
+  if (d->can_extents) {
+    pos = lseek (f->fd, offset, SEEK_DATA);
+    if (pos == -1 && errno == ENXIO)
+      pos = end; /* a hole up to the end of the file */
+    if (pos == -1)
+      return -1;
+  }
+  *data = (uint64_t) pos < end ? (uint64_t) pos : end;
+  return 0;
+}
+
+/* On tmpfs SEEK_HOLE takes time in proportion to the data that it walks, and
+ * holds up writers; who asks often should remember what it was told.
+ */
 static int
 file_extent (struct disk *d, uint64_t offset, uint64_t end,
              struct extent *ext)
 {
   struct file *f = (struct file *) d;
+  uint64_t data;
   off_t pos;
 
-  ext->start = offset;
-  ext->end = end;
-  ext->type = EXTENT_DATA;
+  *ext = (struct extent){ offset, end, EXTENT_DATA };
   if (!d->can_extents)
     return 0;
-  /* The file offset that lseek moves is used by nobody: no lock is needed. */
-  pos = lseek (f->fd, offset, SEEK_DATA);
-  if (pos == -1) {
-    if (errno != ENXIO)
-      return -1;
-    ext->type = EXTENT_HOLE; /* up to the end of the file */
-    return 0;
-  }
-  if ((uint64_t) pos > offset) {
+  if (file_next_data (d, offset, end, &data) == -1)
+    return -1;
+  if (data > offset) {
     ext->type = EXTENT_HOLE;
-    if ((uint64_t) pos < end)
-      ext->end = pos;
+    ext->end = data;
     return 0;
   }
   pos = lseek (f->fd, offset, SEEK_HOLE);
@@ -261,6 +275,7 @@ static const struct disk_ops file_ops = {
   .flush = file_flush,
   .cache = file_cache,
   .extent = file_extent,
+  .next_data = file_next_data,
   .close = file_close,
 };
 

@@ -80,21 +80,48 @@ engine_failed (struct engine *e, struct error *err)
 
 /* ---- sending ---- */
 
+/* The status block, the caller's; NULL if there is none. */
+static json_t *
+read_status (struct client *c)
+{
+  CLEANUP_FREE char *status = malloc (PACKET_STATUS + 1);
+
+  if (status == NULL || client_size (c) < PACKET_STATUS ||
+      client_pread (c, status, PACKET_STATUS, 0) == -1)
+    return NULL;
+  status[PACKET_STATUS] = '\0';
+  return json_loads (status, 0, NULL);
+}
+
+int
+check_destination (struct client *c, struct error *err)
+{
+  json_auto_t *o = read_status (c);
+  json_t *version = json_object_get (o, "version");
+
+  if (!json_is_integer (version))
+    return error_set (err, EPROTO, "the server is not an nbdferry "
+                      "destination (its export does not have a status block)");
+  if (json_integer_value (version) != PACKET_VERSION)
+    return error_set (err, EPROTONOSUPPORT,
+                      "the destination speaks version %ju of the protocol, "
+                      "this side version %d; use the same release on both "
+                      "sides", (uintmax_t) json_integer_value (version),
+                      PACKET_VERSION);
+  return 0;
+}
+
 /* The destination's own words, if it has any. */
 static int
 refused (struct client *c, int errnum, struct error *err)
 {
-  CLEANUP_FREE char *status = malloc (PACKET_STATUS + 1);
   json_auto_t *o = NULL;
   const char *msg;
 
   if (client_is_dead (c))
     return error_set (err, errnum, "the connection to the destination was "
                       "lost: %s", strerror (errnum));
-  if (status && client_pread (c, status, PACKET_STATUS, 0) == 0) {
-    status[PACKET_STATUS] = '\0';
-    o = json_loads (status, 0, NULL);
-  }
+  o = read_status (c);
   msg = json_string_value (json_object_get (o, "error"));
   return error_set (err, errnum, "the destination refused: %s",
                     msg ? msg : strerror (errnum));

@@ -77,6 +77,12 @@ bool engine_failed (struct engine *e, struct error *err);
 /* Bytes a second, 0: no limit. */
 void engine_set_bandwidth (struct engine *e, uint64_t bytes_s);
 
+/* Is that a destination of ours, and of our version?  To be asked once of each
+ * new connection, before the first packet: another server might take any
+ * write, and so acknowledge what it does not understand.
+ */
+int check_destination (struct client *c, struct error *err);
+
 /* Send one packet that is complete but for its seal, and turn a refusal into
  * the words of the other side's status block.
  */

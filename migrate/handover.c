@@ -175,6 +175,10 @@ try_commit (struct client *control, const struct uuid *session,
     if (own == NULL)
       return -1;
     client_set_timeout (own, PREPARE_TIMEOUT_MS);
+    if (check_destination (own, err) == -1) {
+      client_close (own);
+      return -1;
+    }
   }
   r = send_control (control ? control : own, &h, PACKET_COMMIT, body, err);
   client_close (own);

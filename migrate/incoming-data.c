@@ -73,26 +73,21 @@ sections (struct drive *d, const uint8_t *buf, const struct packet_header *h,
   return r;
 }
 
-/* Zeros where there are zeros already need no work: a sparse destination
- * stays sparse, and costs nothing.
+/* Where there is a hole already nothing is to be done: a sparse destination
+ * stays sparse, and a hole of any size costs nothing.
  */
 static int
 make_zero (struct drive *d, const struct packet_extent *e)
 {
   struct disk *disk = d->disk;
-  uint64_t at = e->offset, end = e->offset + e->length;
+  uint64_t from = e->offset, end = e->offset + e->length;
 
-  while (at < end) {
-    struct extent ext;
-
-    if (disk->ops->extent (disk, at, end, &ext) == -1)
-      return -1;
-    if (ext.type == EXTENT_DATA &&
-        disk->ops->zero (disk, ext.end - at, at, DISK_MAY_TRIM) == -1)
-      return -1;
-    at = ext.end;
-  }
-  return 0;
+  if (disk->ops->next_data &&
+      disk->ops->next_data (disk, e->offset, end, &from) == -1)
+    return -1;
+  if (from == end)
+    return 0;
+  return disk->ops->zero (disk, end - from, from, DISK_MAY_TRIM);
 }
 
 static int

@@ -69,7 +69,8 @@ open_channel (struct outgoing *o, uint32_t number, const struct stop *stop,
                   o->shipments[0].name);
     return NULL;
   }
-  if (send_control (c, &h, PACKET_HELLO, body, err) == -1) {
+  if (check_destination (c, err) == -1 ||
+      send_control (c, &h, PACKET_HELLO, body, err) == -1) {
     client_close (c);
     return NULL;
   }

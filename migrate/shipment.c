@@ -23,6 +23,9 @@
  */
 #define MAX_SCAN (16 << 20)
 
+/* Runs up to this are read without a look at what is allocated. */
+#define SHORT_RUN (64 << 10)
+
 /* Zeros are looked for in units of this size. */
 #define ZERO_UNIT (64 << 10)
 
@@ -120,7 +123,9 @@ round_down (const struct shipment *s, uint64_t offset)
 
 /* How far a run that begins here may go: as much data as fits, or a hole as
  * long as it is.  Only a guess; the truth is found after the chunks were
- * cleared.
+ * cleared.  What was data once may be read as data for ever, holes or not, so
+ * that is remembered: to ask is expensive (see disk/file.c).  A short run is
+ * not worth asking for.
  */
 static int
 guess_end (struct shipment *s, struct range *run, size_t room,
@@ -129,24 +134,32 @@ guess_end (struct shipment *s, struct range *run, size_t room,
   struct disk *disk = s->drive->disk;
   struct extent ext;
 
-  if (disk->ops->extent (disk, run->start, run->end, &ext) == -1)
-    return error_set (err, errno, "%s: what is allocated at %" PRIu64
-                      " cannot be found out: %m", s->drive->path, run->start);
-  if (ext.type != EXTENT_DATA && round_down (s, ext.end) > run->start) {
-    if (ext.end < run->end)
-      run->end = round_down (s, ext.end);
+  if (run->end - run->start > SHORT_RUN &&
+      (run->start < s->data.start || run->start >= s->data.end)) {
+    if (disk->ops->extent (disk, run->start, s->drive->size, &ext) == -1)
+      return error_set (err, errno, "%s: what is allocated at %" PRIu64
+                        " cannot be found out: %m", s->drive->path,
+                        run->start);
+    if (ext.type == EXTENT_DATA)
+      s->data = (struct range){ ext.start, ext.end };
+    else if (round_down (s, ext.end) > run->start) {
+      if (ext.end < run->end)
+        run->end = round_down (s, ext.end);
+      return 0;
+    }
   }
-  else if (run->end - run->start > room)
+  if (run->end - run->start > room)
     run->end = run->start + round_down (s, room);
   return 0;
 }
 
 /* Take the next dirty run: clear its chunks, and note that they are in
- * flight.  1, 0 at the end of the round, -1.
+ * flight.  *data is what is known to be data.  1, 0 at the end of the round,
+ * -1.
  */
 static int
 take_run (struct shipment *s, size_t room, struct range *run,
-          struct error *err)
+          struct range *data, struct error *err)
 {
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&s->lock);
   uint64_t size = s->drive->size;
@@ -169,6 +182,7 @@ take_run (struct shipment *s, size_t room, struct range *run,
     bitmap_clear (s->ship, run->start, run->end - run->start);
     bitmap_set (s->in_flight, run->start, run->end - run->start);
     s->cursor = run->end;
+    *data = s->data;
     return 1;
   }
   s->cursor = size;
@@ -196,6 +210,7 @@ struct filling {
   size_t used;             /* of the payload */
   struct packet_extent *e; /* PACKET_MAX_EXTENTS of them */
   size_t nr;
+  uint64_t scanned;        /* bytes that were read and found to be zeros */
 };
 
 static void
@@ -225,8 +240,10 @@ add_data (struct filling *f, uint64_t start, uint64_t end)
     uint64_t unit = (start | (ZERO_UNIT - 1)) + 1;
     size_t n = (unit < end ? unit : end) - start;
 
-    if (disk_is_zero (in, n))
+    if (disk_is_zero (in, n)) {
       add_extent (f, start, start + n, EXTENT_ZERO);
+      f->scanned += n;
+    }
     else {
       add_extent (f, start, start + n, EXTENT_DATA);
       if (p != in)
@@ -246,10 +263,28 @@ worst_extents (const struct range *run)
   return 2 + (run->end - run->start) / ZERO_UNIT;
 }
 
+/* What to take the disk for at that place of a run. */
+static int
+look (const struct filling *f, const struct range *run,
+      const struct range *data, uint64_t at, struct extent *ext)
+{
+  struct disk *disk = f->s->drive->disk;
+
+  *ext = (struct extent){ at, run->end, EXTENT_DATA };
+  if (run->end - run->start <= SHORT_RUN)
+    return 0;
+  if (at >= data->start && at < data->end) {
+    if (data->end < ext->end)
+      ext->end = data->end;
+    return 0;
+  }
+  return disk->ops->extent (disk, at, run->end, ext);
+}
+
 /* Read one run into the packet.  Returns where it had to stop. */
 static int
-add_run (struct filling *f, const struct range *run, uint64_t *stop,
-         struct error *err)
+add_run (struct filling *f, const struct range *run,
+         const struct range *data, uint64_t *stop, struct error *err)
 {
   struct disk *disk = f->s->drive->disk;
   uint64_t at = run->start;
@@ -259,7 +294,7 @@ add_run (struct filling *f, const struct range *run, uint64_t *stop,
     struct extent ext;
     size_t n;
 
-    if (disk->ops->extent (disk, at, run->end, &ext) == -1)
+    if (look (f, run, data, at, &ext) == -1)
       goto fail;
     if (ext.type != EXTENT_DATA) {
       if (f->nr == PACKET_MAX_EXTENTS)
@@ -310,23 +345,22 @@ add_cover (struct range_list *covers, uint64_t start, uint64_t end)
 static int
 fill_runs (struct filling *f, struct error *err)
 {
-  uint64_t scanned = 0;
-  struct range run;
+  struct range run, data;
   int r = 0;
 
-  while (scanned < MAX_SCAN && ENGINE_PAYLOAD - f->used >= f->s->granule &&
+  while (f->scanned < MAX_SCAN && ENGINE_PAYLOAD - f->used >= f->s->granule &&
          f->nr + worst_extents (&(struct range){ 0, ENGINE_PAYLOAD }) <=
            PACKET_MAX_EXTENTS &&
-         (r = take_run (f->s, ENGINE_PAYLOAD - f->used, &run, err)) == 1) {
+         (r = take_run (f->s, ENGINE_PAYLOAD - f->used, &run, &data,
+                         err)) == 1) {
     uint64_t stop;
 
-    if (add_run (f, &run, &stop, err) == -1)
+    if (add_run (f, &run, &data, &stop, err) == -1)
       return -1;
     if (stop < run.end)
       put_back (f->s, stop, run.end);
     if (stop > run.start)
       add_cover (&f->b->covers, run.start, stop);
-    scanned += f->b->zero_bytes > 0 ? ENGINE_PAYLOAD : 0;
     if (stop < run.end)
       break;
   }

@@ -40,6 +40,7 @@ struct shipment {
 
   pthread_mutex_t lock; /* protects what follows */
   uint64_t cursor;      /* of this round */
+  struct range data;    /* the last run of data that was found on the disk */
 
   /* What the destination has been told; changes only between rounds. */
   struct shipment_bitmap *told;
