@@ -4,6 +4,7 @@
 #ifndef FERRY_CLOCK_H
 #define FERRY_CLOCK_H
 
+#include <pthread.h>
 #include <stdint.h>
 #include <time.h>
 
@@ -28,6 +29,18 @@ clock_in (struct timespec *ts, uint64_t ns)
 
   ts->tv_sec = t / NS_PER_S;
   ts->tv_nsec = t % NS_PER_S;
+}
+
+/* A condition variable whose timed waits are of CLOCK_MONOTONIC. */
+static inline void
+clock_cond_init (pthread_cond_t *cond)
+{
+  pthread_condattr_t attr;
+
+  pthread_condattr_init (&attr);
+  pthread_condattr_setclock (&attr, CLOCK_MONOTONIC);
+  pthread_cond_init (cond, &attr);
+  pthread_condattr_destroy (&attr);
 }
 
 #endif /* FERRY_CLOCK_H */

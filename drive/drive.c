@@ -33,13 +33,42 @@ drive_mode_name (enum drive_mode mode)
 
 /* ---- who is active ---- */
 
-/* Has the coordinator of that handover decided?  'decided' is the state that
- * its journal has then.
+/* Has the coordinator of that handover let go?  Its journal says so as long as
+ * any disk is in doubt.  It has not if it is as it was, of the same generation;
+ * from anything else nothing can be concluded, and the disk is not served.
  */
 static int
-coordinator_decided (const struct journal_record *rec,
-                     enum journal_state decided, bool *yes,
-                     struct error *err)
+coordinator_gone (const struct journal_record *rec, bool *yes,
+                  struct error *err)
+{
+  struct journal_record c;
+  bool no;
+
+  *yes = false;
+  if (rec->coordinator == NULL)
+    return error_set (err, EINVAL, "in doubt, but does not say where to look");
+  if (journal_read (rec->coordinator, &c, err) == -1)
+    return error_prefix (err, "this disk was handed over together with "
+                         "another, whose journal must be read first");
+  *yes = c.state == JOURNAL_GONE && c.attempt == rec->attempt &&
+         uuid_equal (&c.session, &rec->session);
+  no = c.generation == rec->coordinator_generation &&
+       uuid_equal (&c.lineage, &rec->coordinator_lineage) &&
+       c.state != JOURNAL_INCOMING && c.state != JOURNAL_PREPARED;
+  journal_record_free (&c);
+  if (*yes || no)
+    return 0;
+  return error_set (err, EPERM, "this disk was being handed over to %s "
+                    "together with another, whose journal, %s, does not tell "
+                    "any more whether it was; look over there before this "
+                    "one is used (to use it, remove its state directory)",
+                    rec->peer ? rec->peer : "?", rec->coordinator);
+}
+
+/* Was that handover committed at its coordinator, a destination? */
+static int
+coordinator_committed (const struct journal_record *rec, bool *yes,
+                       struct error *err)
 {
   struct journal_record c;
 
@@ -47,10 +76,12 @@ coordinator_decided (const struct journal_record *rec,
   if (rec->coordinator == NULL)
     return 0;
   if (journal_read (rec->coordinator, &c, err) == -1)
-    return error_prefix (err, "this disk was handed over together with "
+    return error_prefix (err, "this disk is coming in together with "
                          "another, whose journal must be read first");
-  *yes = c.state == decided && c.attempt == rec->attempt &&
-         uuid_equal (&c.session, &rec->session);
+  /* It may have moved on since. */
+  *yes = uuid_equal (&c.origin, &rec->session) &&
+         (c.attempt == rec->attempt ||
+          !uuid_equal (&c.session, &rec->session));
   journal_record_free (&c);
   return 0;
 }
@@ -66,15 +97,16 @@ decide_mode (struct drive *d, struct journal_record *rec, bool incoming,
 
   switch (rec->state) {
   case JOURNAL_DOUBT:
-    if (coordinator_decided (rec, JOURNAL_GONE, &yes, err) == -1)
+    if (coordinator_gone (rec, &yes, err) == -1)
       return -1;
     rec->state = yes ? JOURNAL_GONE : JOURNAL_ACTIVE;
     break;
   case JOURNAL_PREPARED:
-    if (coordinator_decided (rec, JOURNAL_ACTIVE, &yes, err) == -1)
+    if (coordinator_committed (rec, &yes, err) == -1)
       return -1;
     if (yes) {
       rec->state = JOURNAL_ACTIVE;
+      rec->origin = rec->session;
       rec->generation++;
     }
     break;
@@ -87,8 +119,11 @@ decide_mode (struct drive *d, struct journal_record *rec, bool incoming,
       rec->state = JOURNAL_INCOMING;
     break;
   case JOURNAL_GONE:
-    if (incoming)
-      rec->state = JOURNAL_INCOMING; /* it may come back */
+    /* It may come back, but not before the other side is known to be active:
+     * until then somebody must repeat COMMIT, or nobody ever serves it.
+     */
+    if (incoming && rec->acknowledged)
+      rec->state = JOURNAL_INCOMING;
     break;
   }
   switch (rec->state) {
@@ -485,6 +520,16 @@ drive_set_mode (struct drive *d, enum drive_mode mode, struct disk *remote)
 
   d->mode = mode;
   d->remote = remote;
+}
+
+void
+drive_record_acknowledged (struct drive *d)
+{
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&d->control);
+  struct journal_record rec = *journal_get (d->journal);
+
+  rec.acknowledged = true;
+  journal_write (d->journal, &rec, NULL);
 }
 
 int

@@ -175,6 +175,11 @@ int drive_set_ship (struct drive *d, struct bitmap *ship, struct error *err);
 int drive_record (struct drive *d, const struct journal_record *rec,
                   struct error *err);
 
+/* The destination has acknowledged COMMIT.  If that can't be recorded, COMMIT
+ * is repeated at the next start, which does no harm.  Takes control.
+ */
+void drive_record_acknowledged (struct drive *d);
+
 /* ---- bitmaps (drive/bitmaps.c); control lock held ---- */
 
 /* The bitmap with that name, or NULL.  Control or list lock held. */

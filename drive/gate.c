@@ -18,17 +18,12 @@
 void
 gate_init (struct gate *g)
 {
-  pthread_condattr_t attr;
-
   for (size_t i = 0; i < GATE_SHARDS; i++)
     atomic_init (&g->shard[i].inside, 0);
   atomic_init (&g->shut, false);
   pthread_mutex_init (&g->lock, NULL);
-  pthread_condattr_init (&attr);
-  pthread_condattr_setclock (&attr, CLOCK_MONOTONIC);
-  pthread_cond_init (&g->opened, &attr);
+  clock_cond_init (&g->opened);
   pthread_cond_init (&g->drained, NULL);
-  pthread_condattr_destroy (&attr);
   g->taken = g->stopped = false;
   g->shut_at = g->longest = 0;
 }

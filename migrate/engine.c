@@ -34,11 +34,14 @@ struct engine {
   pthread_cond_t can_fill; /* a buffer is empty, or it failed */
   pthread_cond_t can_send; /* a buffer is full, or it failed, or ends */
   pthread_cond_t drained;  /* nothing is under way, or it failed */
+  pthread_cond_t paced;    /* the limit changed, or it failed */
   struct buffer **empty, **full; /* stack; ring */
   unsigned nr_empty, nr_full, first_full;
   unsigned in_flight;
   uint64_t next_number;
   uint64_t bandwidth; /* bytes a second, 0: no limit */
+  unsigned limits;    /* how often it was changed */
+  uint64_t deadline;  /* ns, of what is sent from now on; 0: none */
   uint64_t next_send; /* ns: when the limit allows the next packet */
   bool ending;        /* no more will be put */
   bool failed;
@@ -58,6 +61,7 @@ fail_locked (struct engine *e, const struct error *why)
   pthread_cond_broadcast (&e->can_fill);
   pthread_cond_broadcast (&e->can_send);
   pthread_cond_broadcast (&e->drained);
+  pthread_cond_broadcast (&e->paced);
 }
 
 void
@@ -140,23 +144,31 @@ send_packet (struct client *c, uint8_t *packet, const struct packet_header *h,
 }
 
 /* Each packet reserves the time that it takes at the limit, and waits until
- * its turn has come.  Who was idle has no credit.
+ * its turn has come; when the limit changes, it reserves again.  Who was idle
+ * has no credit.  Returns the deadline.
  */
-static void
+static uint64_t
 wait_turn (struct engine *e, size_t len)
 {
-  uint64_t now, until;
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&e->lock);
+  struct timespec until;
+  unsigned limits;
+  uint64_t now;
+  int r;
 
-  pthread_mutex_lock (&e->lock);
-  now = now_ns ();
-  if (e->next_send < now)
-    e->next_send = now;
-  until = e->next_send;
-  if (e->bandwidth > 0)
-    e->next_send += len * NS_PER_S / e->bandwidth;
-  pthread_mutex_unlock (&e->lock);
-  if (until > now)
-    stop_wait (e->opt.stop, until - now);
+  do {
+    now = now_ns ();
+    limits = e->limits;
+    if (e->next_send < now)
+      e->next_send = now;
+    clock_in (&until, e->next_send - now);
+    if (e->bandwidth > 0)
+      e->next_send += len * NS_PER_S / e->bandwidth;
+    r = 0;
+    while (r == 0 && !e->failed && limits == e->limits)
+      r = pthread_cond_timedwait (&e->paced, &e->lock, &until);
+  } while (!e->failed && limits != e->limits);
+  return e->deadline;
 }
 
 static int
@@ -168,7 +180,9 @@ send_buffer (struct channel *ch, struct buffer *b)
   b->h.session = e->opt.session;
   b->h.epoch = e->opt.epoch;
   b->h.channel = ch->number;
-  wait_turn (e, PACKET_HEADER + b->h.body_size + b->h.payload_size);
+  client_set_deadline (ch->client,
+                       wait_turn (e, PACKET_HEADER + b->h.body_size +
+                                       b->h.payload_size));
   if (send_packet (ch->client,
                    b->payload - b->h.body_size - PACKET_HEADER, &b->h,
                    b->payload, &err) == 0)
@@ -280,12 +294,22 @@ engine_drain (struct engine *e, struct error *err)
 }
 
 void
+engine_set_deadline (struct engine *e, uint64_t deadline)
+{
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&e->lock);
+
+  e->deadline = deadline;
+}
+
+void
 engine_set_bandwidth (struct engine *e, uint64_t bytes_s)
 {
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&e->lock);
 
   e->bandwidth = bytes_s;
   e->next_send = 0;
+  e->limits++;
+  pthread_cond_broadcast (&e->paced);
 }
 
 /* ---- starting and ending ---- */
@@ -344,6 +368,7 @@ engine_start (const struct engine_options *opt, struct client **clients,
   pthread_cond_init (&e->can_fill, NULL);
   pthread_cond_init (&e->can_send, NULL);
   pthread_cond_init (&e->drained, NULL);
+  clock_cond_init (&e->paced);
   e->channels = calloc (opt->channels, sizeof e->channels[0]);
   if (e->channels == NULL) {
     error_set (err, ENOMEM, "%m");
@@ -398,6 +423,7 @@ engine_free (struct engine *e)
   pthread_cond_destroy (&e->can_fill);
   pthread_cond_destroy (&e->can_send);
   pthread_cond_destroy (&e->drained);
+  pthread_cond_destroy (&e->paced);
   free (e->channels);
   free (e->buffers);
   free (e->empty);

@@ -74,6 +74,11 @@ int engine_drain (struct engine *e, struct error *err);
 void engine_fail (struct engine *e, const struct error *why);
 bool engine_failed (struct engine *e, struct error *err);
 
+/* Packets sent from now on must be acknowledged by then (ns, 0: whenever), or
+ * all has failed.  While nothing is in flight.
+ */
+void engine_set_deadline (struct engine *e, uint64_t deadline);
+
 /* Bytes a second, 0: no limit. */
 void engine_set_bandwidth (struct engine *e, uint64_t bytes_s);
 

@@ -35,6 +35,7 @@ finisher_thread (void *arg)
   drive_set_mode (d, DRIVE_FORWARD, remote);
   drives_open (&d, 1, true);
   pthread_mutex_unlock (&d->control);
+  drive_record_acknowledged (d);
   return NULL;
 }
 

@@ -53,19 +53,28 @@ prepare_body (struct outgoing *o)
                     "disks", disks);
 }
 
-/* Everything that is left, and the destination's word that it has it all. */
+/* Everything that is left, and the destination's word that it has it all.
+ * All of it is bounded in time, because writers wait.
+ */
 static int
 send_rest (struct outgoing *o, struct error *err)
 {
   json_auto_t *body = NULL;
+  uint64_t deadline = now_ns () + HOLD_EXTRA_MS * NS_PER_MS;
 
+  pthread_mutex_lock (&o->lock);
+  deadline += o->params.downtime_limit * NS_PER_MS;
+  pthread_mutex_unlock (&o->lock);
+  client_set_deadline (o->control, deadline);
+  engine_set_deadline (o->engine, deadline);
+  /* It is little, and somebody waits: no packet waits for its turn. */
+  engine_set_bandwidth (o->engine, 0);
   if (outgoing_sync_bitmaps (o, err) == -1 || outgoing_round (o, err) == -1)
     return -1;
   o->attempt++;
   body = prepare_body (o);
   if (body == NULL)
     return error_set (err, ENOMEM, "%m");
-  client_set_timeout (o->control, PREPARE_TIMEOUT_MS);
   if (send_control (o->control, &o->h, PACKET_PREPARE, body, err) == -1)
     return error_prefix (err, "prepare the handover");
   return 0;
@@ -84,8 +93,15 @@ record_shipment (struct outgoing *o, size_t i, enum journal_state state,
   rec.session = o->session;
   rec.attempt = o->attempt;
   rec.peer = s->peer;
-  rec.coordinator =
-    i == 0 ? NULL : (char *) journal_path (o->shipments[0].drive->journal);
+  rec.acknowledged = false;
+  rec.coordinator = NULL;
+  if (i > 0) {
+    struct journal *first = o->shipments[0].drive->journal;
+
+    rec.coordinator = (char *) journal_path (first);
+    rec.coordinator_lineage = journal_get (first)->lineage;
+    rec.coordinator_generation = journal_get (first)->generation;
+  }
   return drive_record (s->drive, &rec, err);
 }
 
@@ -107,7 +123,8 @@ record_active (struct outgoing *o, struct error *err)
 }
 
 /* The first disk's record decides for all; the others say until then that
- * they are in doubt, and where to look.
+ * they are in doubt, where to look, and how that journal was: if it is found
+ * changed otherwise, nothing can be concluded from it.
  */
 static int
 record_gone (struct outgoing *o, struct error *err)
@@ -117,9 +134,6 @@ record_gone (struct outgoing *o, struct error *err)
       goto fail;
   if (record_shipment (o, 0, JOURNAL_GONE, err) == -1)
     goto fail;
-  /* If one of these fails, it stays in doubt, which now means the same. */
-  for (size_t i = 1; i < o->nr; i++)
-    record_shipment (o, i, JOURNAL_GONE, NULL);
   return 0;
 
  fail:
@@ -174,7 +188,7 @@ try_commit (struct client *control, const struct uuid *session,
     own = client_connect (peer, export, quit, CONNECT_TIMEOUT_MS, err);
     if (own == NULL)
       return -1;
-    client_set_timeout (own, PREPARE_TIMEOUT_MS);
+    client_set_timeout (own, COMMIT_TIMEOUT_MS);
     if (check_destination (own, err) == -1) {
       client_close (own);
       return -1;
@@ -269,6 +283,31 @@ handover_finish (const struct uuid *session, uint64_t attempt,
   return forward (session, peer, size, quit);
 }
 
+/* Those in doubt say that they are gone, too.  Before COMMIT: after it the
+ * first disk may come back one day, and its record with it.
+ */
+static int
+resolve_doubts (struct outgoing *o)
+{
+  for (size_t i = 1; i < o->nr; i++) {
+    struct drive *d = o->shipments[i].drive;
+    uint64_t wait = BACKOFF_MIN;
+    int r;
+
+    for (;;) {
+      pthread_mutex_lock (&d->control);
+      r = record_shipment (o, i, JOURNAL_GONE, NULL);
+      pthread_mutex_unlock (&d->control);
+      if (r == 0)
+        break;
+      if (stop_wait (&o->quit, wait))
+        return -1; /* the next start finds it in doubt, and decides */
+      wait = wait * 2 < BACKOFF_MAX ? wait * 2 : BACKOFF_MAX;
+    }
+  }
+  return 0;
+}
+
 /* COMMIT, then a forwarding disk for each drive.  The gates are shut. */
 static int
 finish (struct outgoing *o)
@@ -278,7 +317,10 @@ finish (struct outgoing *o)
   for (size_t i = 0; i < o->nr; i++)
     json_array_append_new (disks, json_string (o->shipments[i].name));
   client_set_stop (o->control, &o->quit);
-  if (commit (o->control, &o->session, o->attempt, o->shipments[0].peer,
+  client_set_deadline (o->control, 0);
+  client_set_timeout (o->control, COMMIT_TIMEOUT_MS);
+  if (resolve_doubts (o) == -1 ||
+      commit (o->control, &o->session, o->attempt, o->shipments[0].peer,
               disks, &o->quit) == -1)
     return -1;
   for (size_t i = 0; i < o->nr; i++) {
@@ -358,6 +400,8 @@ outgoing_handover (struct outgoing *o, struct error *err)
   if (r == -1)
     return error_set (err, ESHUTDOWN, "the server ends before the handover "
                       "was acknowledged; it goes on at the next start");
+  for (size_t i = 0; i < o->nr; i++)
+    drive_record_acknowledged (o->drives[i]);
   pthread_mutex_lock (&o->lock);
   o->info.downtime_ms = (held + NS_PER_MS - 1) / NS_PER_MS;
   pthread_mutex_unlock (&o->lock);

@@ -18,8 +18,12 @@
 #define OUTGOING_ASSUMED_BANDWIDTH (64 << 20)
 
 #define CONNECT_TIMEOUT_MS 10000
-/* PREPARE that takes longer than this is given up, and the hold with it. */
-#define PREPARE_TIMEOUT_MS 5000
+/* The hold up to the destination's answer to PREPARE may take so much longer
+ * than the downtime limit; then it is given up.
+ */
+#define HOLD_EXTRA_MS 5000
+/* Each try of COMMIT. */
+#define COMMIT_TIMEOUT_MS 5000
 
 struct outgoing {
   /* Read-only once the threads run. */

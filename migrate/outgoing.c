@@ -379,7 +379,9 @@ outgoing_set_params (struct outgoing *o, const struct migrate_params *params)
   /* Channels and compression are those of the start. */
   o->params.max_bandwidth = params->max_bandwidth;
   o->params.downtime_limit = params->downtime_limit;
-  if (o->running)
+  o->bandwidth = 0; /* measured under the old limit */
+  /* In the hold there is no limit, see handover.c. */
+  if (o->running && o->info.status != MIGRATE_DEVICE)
     engine_set_bandwidth (o->engine, params->max_bandwidth);
 }
 

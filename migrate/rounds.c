@@ -179,6 +179,8 @@ small_enough (struct outgoing *o, uint64_t dirty)
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&o->lock);
   uint64_t rate = o->bandwidth ? o->bandwidth : OUTGOING_ASSUMED_BANDWIDTH;
 
+  if (o->params.max_bandwidth > 0 && o->params.max_bandwidth < rate)
+    rate = o->params.max_bandwidth;
   return dirty <= rate / 1000 * o->params.downtime_limit;
 }
 

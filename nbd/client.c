@@ -26,6 +26,7 @@ struct client {
   struct nbd_handle *nbd;
   const struct stop *stop;
   unsigned timeout_ms;
+  uint64_t deadline; /* ns, of all requests; 0: none */
   bool given_up;
 };
 
@@ -130,6 +131,8 @@ finish (struct client *c, int64_t cookie)
 {
   uint64_t deadline = deadline_in (c->timeout_ms);
 
+  if (c->deadline > 0 && (deadline == 0 || c->deadline < deadline))
+    deadline = c->deadline;
   if (cookie == -1) {
     errno = nbd_errno ();
     return -1;
@@ -276,6 +279,12 @@ void
 client_set_stop (struct client *c, const struct stop *stop)
 {
   c->stop = stop;
+}
+
+void
+client_set_deadline (struct client *c, uint64_t deadline)
+{
+  c->deadline = deadline;
 }
 
 uint64_t

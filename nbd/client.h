@@ -49,6 +49,11 @@ void client_set_timeout (struct client *c, unsigned timeout_ms);
 /* Listen to another stop from now on. */
 void client_set_stop (struct client *c, const struct stop *stop);
 
+/* The same for all requests from now on together: none is waited for longer
+ * than until that time (ns, CLOCK_MONOTONIC; 0: no limit).
+ */
+void client_set_deadline (struct client *c, uint64_t deadline);
+
 uint64_t client_size (struct client *c);
 bool client_can_extents (struct client *c);
 

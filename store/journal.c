@@ -177,21 +177,30 @@ static char *
 record_to_json (const struct journal_record *rec, const char *path,
                 struct error *err)
 {
-  char lineage[UUID_TEXT], session[UUID_TEXT];
+  char lineage[UUID_TEXT], session[UUID_TEXT], origin[UUID_TEXT];
+  char coordinator[UUID_TEXT];
   json_t *root;
   char *text;
 
   uuid_format (&rec->lineage, lineage);
   uuid_format (&rec->session, session);
-  root = json_pack ("{s:s, s:I, s:s, s:b, s:s, s:s, s:I, s:s?, s:s?}",
+  uuid_format (&rec->origin, origin);
+  uuid_format (&rec->coordinator_lineage, coordinator);
+  root = json_pack ("{s:s, s:I, s:s, s:b, s:s, s:s, s:s, s:I, s:b, s:s?, "
+                    "s:s, s:I, s:s?}",
                     "lineage", lineage,
                     "generation", (json_int_t) rec->generation,
                     "state", journal_state_name (rec->state),
                     "clean", (int) rec->clean,
                     "boot-id", rec->boot_id,
+                    "origin", origin,
                     "session", session,
                     "attempt", (json_int_t) rec->attempt,
+                    "acknowledged", (int) rec->acknowledged,
                     "coordinator", rec->coordinator,
+                    "coordinator-lineage", coordinator,
+                    "coordinator-generation",
+                    (json_int_t) rec->coordinator_generation,
                     "peer", rec->peer);
   if (root == NULL) {
     error_set (err, EILSEQ, "%s: a name in the record is not UTF-8", path);
@@ -207,18 +216,24 @@ record_to_json (const struct journal_record *rec, const char *path,
 static int
 unpack_strings (json_t *root, struct journal_record *rec)
 {
-  const char *lineage, *state, *boot_id, *session;
+  const char *lineage, *state, *boot_id, *session, *origin = NULL;
+  const char *coordinator_lineage = NULL;
   const char *coordinator, *peer;
-  json_int_t generation, attempt;
+  json_int_t generation, attempt, coordinator_generation = 0;
   json_t *c = NULL, *p = NULL;
-  int clean;
+  int clean, acknowledged = 0;
   size_t s;
 
-  if (json_unpack (root, "{s:s, s:I, s:s, s:b, s:s, s:s, s:I, s?o, s?o}",
+  if (json_unpack (root,
+                   "{s:s, s:I, s:s, s:b, s:s, s?s, s:s, s:I, s?b, s?o, s?s, "
+                   "s?I, s?o}",
                    "lineage", &lineage, "generation", &generation,
                    "state", &state, "clean", &clean, "boot-id", &boot_id,
-                   "session", &session, "attempt", &attempt,
-                   "coordinator", &c, "peer", &p) == -1)
+                   "origin", &origin, "session", &session, "attempt", &attempt,
+                   "acknowledged", &acknowledged,
+                   "coordinator", &c, "coordinator-lineage",
+                   &coordinator_lineage, "coordinator-generation",
+                   &coordinator_generation, "peer", &p) == -1)
     return -1;
   coordinator = json_string_value (c);
   peer = json_string_value (p);
@@ -231,13 +246,18 @@ unpack_strings (json_t *root, struct journal_record *rec)
   if (s == NR_STATES || generation < 0 || attempt < 0
       || strlen (boot_id) >= sizeof rec->boot_id
       || !uuid_parse (lineage, &rec->lineage)
-      || !uuid_parse (session, &rec->session))
+      || !uuid_parse (session, &rec->session)
+      || (origin && !uuid_parse (origin, &rec->origin))
+      || (coordinator_lineage
+          && !uuid_parse (coordinator_lineage, &rec->coordinator_lineage)))
     return -1;
   rec->generation = generation;
   rec->state = s;
   rec->clean = clean;
   strcpy (rec->boot_id, boot_id);
   rec->attempt = attempt;
+  rec->acknowledged = acknowledged;
+  rec->coordinator_generation = coordinator_generation;
   if (coordinator && (rec->coordinator = strdup (coordinator)) == NULL)
     return -1;
   if (peer && (rec->peer = strdup (peer)) == NULL)

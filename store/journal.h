@@ -38,10 +38,15 @@ struct journal_record {
   enum journal_state state;
   bool clean;            /* closed in good order */
   char boot_id[37];      /* of the machine's boot that wrote this */
+  struct uuid origin;    /* the session that made it active here, or zero */
   /* About the last handover; zero and NULL if there was none. */
   struct uuid session;
   uint64_t attempt;
+  bool acknowledged;     /* a GONE one's: the other side has said that it is
+                            active; until then COMMIT must be repeated */
   char *coordinator;     /* path of the journal that decides; NULL: this one */
+  struct uuid coordinator_lineage; /* a DOUBT one's: how that journal was */
+  uint64_t coordinator_generation; /* the same */
   char *peer;            /* NBD URI of the other side's export; a source's */
 };
 
