@@ -72,31 +72,76 @@ check_drive (struct drive *d, const struct uuid *session, json_t *disk,
   return 0;
 }
 
+static bool
+contains (const struct drive_entry *v, size_t nr,
+          const struct named_bitmap *nb)
+{
+  for (size_t i = 0; i < nr; i++)
+    if (v[i].nb == nb)
+      return true;
+  return false;
+}
+
+/* Make these the drive's bitmaps, in the sidecar first.  What is not among
+ * them any more is freed.  On error nothing has changed, and new ones are
+ * still the caller's.  Control held.
+ */
+static int
+replace_bitmaps (struct drive *d, const struct drive_entry *now, size_t nr,
+                 struct error *err)
+{
+  CLEANUP_FREE struct named_bitmap **list =
+    malloc ((nr + 1) * sizeof list[0]);
+  CLEANUP_FREE struct named_bitmap **was =
+    malloc ((d->nr_bitmaps + 1) * sizeof was[0]);
+  size_t nr_was = d->nr_bitmaps;
+
+  if (list == NULL || was == NULL)
+    return error_set (err, ENOMEM, "%m");
+  if (drive_write_directory (d, now, nr, err) == -1) {
+    drive_write_list (d, NULL); /* it may be there all the same */
+    return -1;
+  }
+  memcpy (was, d->bitmaps, nr_was * sizeof was[0]);
+  for (size_t i = 0; i < nr; i++)
+    list[i] = now[i].nb;
+  drive_set_bitmaps (d, take_ptr (&list), nr);
+  pthread_mutex_lock (&d->list);
+  for (size_t i = 0; i < nr; i++)
+    now[i].nb->recording = now[i].recording;
+  pthread_mutex_unlock (&d->list);
+  for (size_t i = 0; i < nr_was; i++)
+    if (!contains (now, nr, was[i]))
+      drive_free_bitmap (d, was[i]);
+  return 0;
+}
+
+/* The drive's own bitmaps, not those that are coming in.  Returns how many.
+ */
+static size_t
+own_bitmaps (struct drive *d, struct drive_entry *own)
+{
+  size_t nr = 0;
+
+  for (size_t i = 0; i < d->nr_bitmaps; i++) {
+    struct named_bitmap *nb = d->bitmaps[i];
+
+    if (!nb->incoming)
+      own[nr++] = (struct drive_entry){ nb, nb->recording };
+  }
+  return nr;
+}
+
 /* Forget the bitmaps that an unfinished session brought.  Control held. */
 static int
 drop_incoming (struct drive *d, struct error *err)
 {
-  struct named_bitmap **keep =
-    calloc (d->nr_bitmaps ? d->nr_bitmaps : 1, sizeof keep[0]);
-  CLEANUP_FREE struct named_bitmap **gone =
-    calloc (d->nr_bitmaps ? d->nr_bitmaps : 1, sizeof gone[0]);
-  size_t nr = 0, nr_gone = 0;
+  CLEANUP_FREE struct drive_entry *keep =
+    malloc ((d->nr_bitmaps + 1) * sizeof keep[0]);
 
-  if (keep == NULL || gone == NULL) {
-    free (keep);
+  if (keep == NULL)
     return error_set (err, ENOMEM, "%m");
-  }
-  for (size_t i = 0; i < d->nr_bitmaps; i++)
-    if (d->bitmaps[i]->incoming)
-      gone[nr_gone++] = d->bitmaps[i];
-    else
-      keep[nr++] = d->bitmaps[i];
-  drive_set_bitmaps (d, keep, nr);
-  if (drive_write_list (d, err) == -1)
-    return -1; /* they stay in the sidecar, to be dropped at the next open */
-  for (size_t i = 0; i < nr_gone; i++)
-    drive_free_bitmap (d, gone[i]);
-  return 0;
+  return replace_bitmaps (d, keep, own_bitmaps (d, keep), err);
 }
 
 /* The drive belongs to the session from here on, durably. */
@@ -108,6 +153,7 @@ take_drive (struct drive *d, const struct uuid *session, struct error *err)
   rec.state = JOURNAL_INCOMING;
   rec.session = *session;
   rec.attempt = 0;
+  rec.acknowledged = false;
   rec.coordinator = rec.peer = NULL;
   if (drive_record (d, &rec, err) == -1 || drop_incoming (d, err) == -1)
     return -1;
@@ -153,6 +199,24 @@ displace (struct incoming *in, struct session *s)
       fence_raise (&old->fence, SESSION_CLOSED);
     session_unref (in, old);
   }
+}
+
+/* The session could not take all of its drives: it is none. */
+static void
+forsake (struct incoming *in, struct session *s)
+{
+  for (size_t i = 0; i < in->nr; i++) {
+    struct session *had = NULL;
+
+    pthread_mutex_lock (&in->lock);
+    if (in->drives[i].session == s) {
+      had = s;
+      in->drives[i].session = NULL;
+    }
+    pthread_mutex_unlock (&in->lock);
+    session_unref (in, had);
+  }
+  session_unref (in, s);
 }
 
 /* Find the drives of a session; all checks come before the first change. */
@@ -210,7 +274,7 @@ begin_session (struct incoming *in, const struct uuid *id, json_t *disks,
   return s;
 
  fail:
-  session_unref (in, s);
+  forsake (in, s);
   return NULL;
 }
 
@@ -280,6 +344,16 @@ unpack_listed (json_t *o, struct listed *l, struct error *err)
   return 0;
 }
 
+static int
+check_once (const struct drive_entry *v, size_t nr, const char *name,
+            struct error *err)
+{
+  for (size_t i = 0; i < nr; i++)
+    if (strcmp (v[i].nb->name, name) == 0)
+      return bad_body ("LIST", err);
+  return 0;
+}
+
 /* The bitmap that the list asks for: one that came before, or a new one. */
 static struct named_bitmap *
 listed_bitmap (struct drive *d, const struct listed *l, struct error *err)
@@ -303,49 +377,14 @@ listed_bitmap (struct drive *d, const struct listed *l, struct error *err)
   return nb;
 }
 
-static bool
-contains (struct named_bitmap *const *v, size_t nr,
-          const struct named_bitmap *nb)
-{
-  for (size_t i = 0; i < nr; i++)
-    if (v[i] == nb)
-      return true;
-  return false;
-}
-
-/* Replace the drive's bitmaps by 'now'; what is not in it any more is freed.
- * Takes over 'now'.
- */
-static int
-swap_bitmaps (struct drive *d, struct named_bitmap **now, size_t nr,
-              struct error *err)
-{
-  CLEANUP_FREE struct named_bitmap **was =
-    malloc ((d->nr_bitmaps + 1) * sizeof was[0]);
-  size_t nr_was = d->nr_bitmaps;
-
-  if (was == NULL) {
-    free (now);
-    return error_set (err, ENOMEM, "%m");
-  }
-  memcpy (was, d->bitmaps, nr_was * sizeof was[0]);
-  drive_set_bitmaps (d, now, nr);
-  if (drive_write_list (d, err) == -1)
-    return -1;
-  for (size_t i = 0; i < nr_was; i++)
-    if (!contains (now, nr, was[i]))
-      drive_free_bitmap (d, was[i]);
-  return 0;
-}
-
 int
 incoming_list (struct session *s, const struct packet_header *h, json_t *body,
                struct error *err)
 {
   json_t *list = json_object_get (body, "bitmaps"), *o;
-  struct named_bitmap **now;
+  struct drive_entry *now;
   struct drive *d;
-  size_t nr = 0, i;
+  size_t nr, own, i;
 
   if (!json_is_array (list) || h->disk >= s->nr)
     return bad_body ("LIST", err);
@@ -354,34 +393,30 @@ incoming_list (struct session *s, const struct packet_header *h, json_t *body,
   if (d->mode != DRIVE_INCOMING)
     return error_set (err, EPROTO, "disk '%s' is %s; it takes no bitmaps",
                       d->name, drive_mode_name (d->mode));
-  now = calloc (d->nr_bitmaps + json_array_size (list) + 1, sizeof now[0]);
+  now = malloc ((d->nr_bitmaps + json_array_size (list) + 1) *
+                sizeof now[0]);
   if (now == NULL)
     return error_set (err, ENOMEM, "%m");
-  for (size_t k = 0; k < d->nr_bitmaps; k++)
-    if (!d->bitmaps[k]->incoming)
-      now[nr++] = d->bitmaps[k];
+  nr = own = own_bitmaps (d, now);
   json_array_foreach (list, i, o) {
     struct listed l;
     struct named_bitmap *nb;
 
     if (unpack_listed (o, &l, err) == -1 ||
+        check_once (now + own, nr - own, l.name, err) == -1 ||
         (nb = listed_bitmap (d, &l, err)) == NULL)
       goto fail;
-    if (contains (now, nr, nb)) {
-      bad_body ("LIST", err);
-      goto fail;
-    }
-    pthread_mutex_lock (&d->list);
-    nb->recording = l.recording;
-    pthread_mutex_unlock (&d->list);
-    now[nr++] = nb;
+    now[nr++] = (struct drive_entry){ nb, l.recording };
   }
-  return swap_bitmaps (d, now, nr, err);
+  if (replace_bitmaps (d, now, nr, err) == -1)
+    goto fail;
+  free (now);
+  return 0;
 
  fail:
   for (size_t k = 0; k < nr; k++)
-    if (!contains (d->bitmaps, d->nr_bitmaps, now[k]))
-      drive_free_bitmap (d, now[k]);
+    if (drive_find_bitmap (d, now[k].nb->name) != now[k].nb)
+      drive_free_bitmap (d, now[k].nb);
   free (now);
   return -1;
 }
@@ -447,6 +482,11 @@ prepare_drive (struct session *s, struct drive *d, json_t *disk,
   if (d->mode != DRIVE_INCOMING && d->mode != DRIVE_PREPARED)
     return error_set (err, EPROTO, "disk '%s' is %s; it cannot be prepared",
                       d->name, drive_mode_name (d->mode));
+  /* A late one must not take the place of the one that will be committed. */
+  if (attempt < rec.attempt)
+    return error_set (err, ESTALE, "attempt %" PRIu64 " for disk '%s' comes "
+                      "after attempt %" PRIu64, attempt, d->name,
+                      rec.attempt);
   if (check_counts (d, disk, err) == -1)
     return error_prefix (err, "disk '%s'", d->name);
   distrust_own (d);
@@ -522,11 +562,15 @@ commit_drive (struct drive *d, const struct uuid *session, uint64_t attempt,
 {
   struct journal_record rec = *journal_get (d->journal);
 
+  /* Long since done; the disk has even moved on. */
+  if (uuid_equal (&rec.origin, session) && !uuid_equal (&rec.session, session))
+    return 0;
   if (!uuid_equal (&rec.session, session) || rec.attempt != attempt)
     return error_set (err, EPROTO, "disk '%s' was not prepared by that "
                       "session and attempt", d->name);
   if (rec.state == JOURNAL_PREPARED) {
     rec.state = JOURNAL_ACTIVE;
+    rec.origin = *session;
     rec.generation++;
     if (drive_record (d, &rec, err) == -1)
       return -1;

@@ -137,6 +137,16 @@ session_of (struct incoming_channel *ch, const struct packet_header *h,
 
 /* ---- packets ---- */
 
+/* Inside the session's fence, until fence_leave. */
+static int
+enter (struct session *s, const struct packet_header *h, struct error *err)
+{
+  if (h->epoch == SESSION_CLOSED || fence_enter (&s->fence, h->epoch) == -1)
+    return error_set (err, ESTALE, "packet of an older connection (epoch %ju)",
+                      (uintmax_t) h->epoch);
+  return 0;
+}
+
 static int
 data_packet (struct incoming_channel *ch, const uint8_t *buf,
              const struct packet_header *h, struct error *err)
@@ -146,10 +156,8 @@ data_packet (struct incoming_channel *ch, const uint8_t *buf,
 
   if (s == NULL)
     return -1;
-  if (fence_enter (&s->fence, h->epoch) == -1)
-    r = error_set (err, ESTALE, "packet of an older connection (epoch %ju)",
-                   (uintmax_t) h->epoch);
-  else {
+  r = enter (s, h, err);
+  if (r == 0) {
     r = incoming_data (s, buf, h, err);
     fence_leave (&s->fence, h->epoch);
   }
@@ -162,17 +170,15 @@ in_session (struct incoming_channel *ch, const struct packet_header *h,
             json_t *body, struct error *err)
 {
   struct session *s = session_of (ch, h, err);
-  int r = -1;
+  int r;
 
   if (s == NULL)
     return -1;
   /* A control packet is fenced like any other, but it is not inside while it
    * waits for those that are.
    */
-  if (fence_enter (&s->fence, h->epoch) == -1)
-    error_set (err, ESTALE, "packet of an older connection (epoch %ju)",
-               (uintmax_t) h->epoch);
-  else {
+  r = enter (s, h, err);
+  if (r == 0) {
     fence_leave (&s->fence, h->epoch);
     if (h->type == PACKET_LIST)
       r = incoming_list (s, h, body, err);
@@ -214,6 +220,8 @@ incoming_packet (struct incoming_channel *ch, const void *buf, size_t len,
   struct packet_header h;
   int r = packet_parse (buf, len, &h, err);
 
+  if (r == 0 && h.epoch == SESSION_CLOSED)
+    r = error_set (err, EBADMSG, "packet of an impossible epoch");
   if (r == 0)
     r = h.type == PACKET_DATA ? data_packet (ch, buf, &h, err)
                               : control_packet (ch, buf, &h, err);
@@ -251,6 +259,24 @@ incoming_flush (struct incoming_channel *ch, struct error *err)
 
 /* ---- status ---- */
 
+/* A message as a JSON string.  It may have bytes that are no UTF-8: a name off
+ * the wire, or a character that was cut.
+ */
+static json_t *
+message (const char *msg)
+{
+  json_t *s = json_string (msg);
+  char plain[ERROR_MAX];
+  size_t n;
+
+  if (s)
+    return s;
+  for (n = 0; msg[n] && n < sizeof plain - 1; n++)
+    plain[n] = msg[n] & 0x80 ? '?' : msg[n];
+  plain[n] = '\0';
+  return json_string (plain);
+}
+
 void
 incoming_status (struct incoming_channel *ch, char status[PACKET_STATUS])
 {
@@ -267,7 +293,7 @@ incoming_status (struct incoming_channel *ch, char status[PACKET_STATUS])
   }
   if (ch->errnum) {
     json_object_set_new (o, "errno", json_integer (ch->errnum));
-    json_object_set_new (o, "error", json_string (ch->error));
+    json_object_set_new (o, "error", message (ch->error));
   }
   pthread_mutex_unlock (&ch->in->lock);
   n = json_dumpb (o, status, PACKET_STATUS - 1, JSON_COMPACT);
@@ -291,8 +317,9 @@ incoming_forward (struct incoming *in, struct drive *d,
   bool ours;
 
   pthread_mutex_lock (&d->control);
-  ours = d->mode == DRIVE_ACTIVE && d->journal &&
-         uuid_equal (&journal_get (d->journal)->session, session);
+  /* Also after it has moved on: then this side forwards in turn. */
+  ours = (d->mode == DRIVE_ACTIVE || d->mode == DRIVE_FORWARD) &&
+         d->journal && uuid_equal (&journal_get (d->journal)->origin, session);
   pthread_mutex_unlock (&d->control);
   if (!ours)
     return error_set (err, EPERM, "disk '%s' was not handed over by that "

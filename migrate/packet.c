@@ -169,6 +169,8 @@ check_header (const struct packet_header *h, size_t len, struct error *err)
   if (h->flags & ~PACKET_KNOWN_FLAGS)
     return error_set (err, EBADMSG, "packet with unknown flags 0x%" PRIx32,
                       h->flags & ~PACKET_KNOWN_FLAGS);
+  if ((h->flags & PACKET_ZLIB) && (h->flags & PACKET_ZSTD))
+    return error_set (err, EBADMSG, "packet compressed in two ways");
   if ((uint64_t) PACKET_HEADER + h->body_size + h->payload_size != len)
     return error_set (err, EBADMSG,
                       "packet of %zu bytes speaks of %" PRIu32 " + %" PRIu32
@@ -315,6 +317,9 @@ packet_next_section (const uint8_t *buf, const struct packet_header *h,
   if (w.encoding != ENCODING_OPS || (w.flags & ~SECTION_REPLACE))
     return error_set (err, EBADMSG, "bitmap section %" PRIu32 " in an unknown "
                       "encoding (%d, flags %d)", *seen, w.encoding, w.flags);
+  if (s->name_len == 0 || s->name_len > PACKET_MAX_NAME)
+    return error_set (err, EBADMSG, "bitmap section %" PRIu32 " with a name "
+                      "of %zu bytes", *seen, s->name_len);
   s->name = (const char *) at + sizeof w;
   s->bits = at + sizeof w + s->name_len;
   *pos += padded (total);

@@ -29,6 +29,7 @@
 #define PACKET_SECTION     40       /* before name and bits */
 #define PACKET_MAX         (32 << 20) /* bytes, header and all */
 #define PACKET_MAX_EXTENTS 4096
+#define PACKET_MAX_NAME    1023     /* bytes of a bitmap's name */
 #define PACKET_STATUS      8192     /* of the status block, see incoming.h */
 
 enum packet_type {
