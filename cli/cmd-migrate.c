@@ -211,7 +211,7 @@ const struct command migrate_command = {
     "Ctrl-C cancels, and leaves the source as it was.\n"
     "\n"
     "Options:\n"
-    "  --channels N            connections for each disk, 1 to 64\n"
+    "  --channels N            connections that share the work\n"
     "  --max-bandwidth RATE    bytes a second, like 500M or 2G; 0: no limit\n"
     "  --downtime-limit MS     how long requests may be held at the end\n"
     "  --compression METHOD    none, zlib or zstd\n"

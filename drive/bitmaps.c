@@ -122,19 +122,33 @@ int
 drive_set_ship (struct drive *d, struct bitmap *ship, struct error *err)
 {
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&d->control);
-  struct bitmap *was = d->ship;
   CLEANUP_FREE struct marks *marks = NULL;
 
   d->ship = ship;
   marks = drive_build_marks (d, NULL, 0);
   if (marks == NULL) {
-    d->ship = was;
+    d->ship = NULL;
     return error_set (err, ENOMEM, "%m");
   }
   gate_close (&d->writes);
   marks = drive_swap_marks (d, marks);
   gate_open (&d->writes);
   return 0;
+}
+
+void
+drive_drop_ship (struct drive *d)
+{
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&d->control);
+
+  if (d->ship == NULL)
+    return;
+  gate_close (&d->writes);
+  /* It is the last one, so this needs no memory and cannot fail. */
+  if (d->marks)
+    d->marks->nr--;
+  d->ship = NULL;
+  gate_open (&d->writes);
 }
 
 int

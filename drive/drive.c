@@ -18,6 +18,13 @@
 #include "drive.h"
 #include "incoming-names.h"
 
+bool
+drive_is_elsewhere (const struct drive *d)
+{
+  return d->mode == DRIVE_LEAVING || d->mode == DRIVE_GONE ||
+         d->mode == DRIVE_FORWARD;
+}
+
 const char *
 drive_mode_name (enum drive_mode mode)
 {
@@ -25,6 +32,7 @@ drive_mode_name (enum drive_mode mode)
   case DRIVE_ACTIVE: return "active";
   case DRIVE_INCOMING: return "incoming";
   case DRIVE_PREPARED: return "prepared";
+  case DRIVE_LEAVING: return "leaving";
   case DRIVE_GONE: return "gone";
   case DRIVE_FORWARD: return "forwarding";
   }
@@ -120,10 +128,13 @@ decide_mode (struct drive *d, struct journal_record *rec, bool incoming,
     break;
   case JOURNAL_GONE:
     /* It may come back, but not before the other side is known to be active:
-     * until then somebody must repeat COMMIT, or nobody ever serves it.
+     * until then somebody must repeat COMMIT, or nobody ever serves it.  The
+     * journal goes on to say that it is gone until something has come.
      */
-    if (incoming && rec->acknowledged)
-      rec->state = JOURNAL_INCOMING;
+    if (incoming && rec->acknowledged) {
+      d->mode = DRIVE_INCOMING;
+      return 0;
+    }
     break;
   }
   switch (rec->state) {
@@ -182,7 +193,7 @@ load_bitmap (struct drive *d, const struct qcow2_entry *e, bool incoming,
 }
 
 /* Bitmaps of a migration that was not prepared, or all of them if the disk
- * had been given away, are dropped.
+ * had been given away (and may come back), are dropped.
  */
 static int
 load_bitmaps (struct drive *d, enum journal_state was, bool all_dirty,
@@ -202,7 +213,7 @@ load_bitmaps (struct drive *d, enum journal_state was, bool all_dirty,
   for (size_t i = 0; i < nr; i++) {
     bool in = incoming_names_has (coming, entries[i].name);
 
-    if (d->mode == DRIVE_INCOMING && (in || was == JOURNAL_GONE)) {
+    if ((in && was == JOURNAL_INCOMING) || was == JOURNAL_GONE) {
       dropped = true;
       continue;
     }
@@ -340,15 +351,23 @@ drive_open (const struct drive_options *opt, struct error *err)
   return NULL;
 }
 
+/* What may be served is seen without the control lock, which may be held for
+ * long.
+ */
+static enum drive_mode
+mode_now (struct drive *d)
+{
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&d->list);
+
+  return d->mode;
+}
+
 int
 drive_may_serve (struct drive *d, struct error *err)
 {
-  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&d->control);
-  const struct journal_record *rec =
-    d->journal ? journal_get (d->journal) : NULL;
-
-  switch (d->mode) {
+  switch (mode_now (d)) {
   case DRIVE_ACTIVE:
+  case DRIVE_LEAVING:
   case DRIVE_FORWARD:
     return 0;
   case DRIVE_INCOMING:
@@ -362,9 +381,10 @@ drive_may_serve (struct drive *d, struct error *err)
   case DRIVE_GONE:
     break;
   }
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&d->control);
   return error_set (err, EPERM, "disk '%s' was handed over to %s; it is "
                     "served there", d->name,
-                    rec && rec->peer ? rec->peer : "another server");
+                    journal_get (d->journal)->peer ?: "another server");
 }
 
 /* ---- closing ---- */
@@ -375,7 +395,7 @@ close_store (struct drive *d, struct error *err)
 {
   struct journal_record rec;
   struct qcow2 *store = d->store;
-  bool ours = d->mode != DRIVE_GONE && d->mode != DRIVE_FORWARD;
+  bool ours = !drive_is_elsewhere (d);
 
   d->store = NULL;
   for (size_t i = 0; i < d->nr_bitmaps; i++) {

@@ -35,7 +35,8 @@ enum drive_mode {
   DRIVE_ACTIVE,   /* this side, from its own disk */
   DRIVE_INCOMING, /* a destination; clients are refused */
   DRIVE_PREPARED, /* a destination that has everything and waits for COMMIT */
-  DRIVE_GONE,     /* let go; clients wait (during a handover) or are refused */
+  DRIVE_LEAVING,  /* let go just now; clients wait at the gates */
+  DRIVE_GONE,     /* let go by a process before this one; they are refused */
   DRIVE_FORWARD,  /* moved; requests go on to 'remote' */
 };
 
@@ -119,6 +120,11 @@ int drive_may_serve (struct drive *d, struct error *err);
 
 const char *drive_mode_name (enum drive_mode mode);
 
+/* Has it been let go of?  Then its bitmaps say nothing.  Control or list held,
+ * or inside a gate.
+ */
+bool drive_is_elsewhere (const struct drive *d);
+
 /* ---- requests (drive/io.c); 0, or -1 with errno ---- */
 
 int drive_pread (struct drive *d, void *buf, size_t count, uint64_t offset);
@@ -166,10 +172,12 @@ struct marks *drive_swap_marks (struct drive *d, struct marks *marks);
 void drive_set_mode (struct drive *d, enum drive_mode mode,
                      struct disk *remote);
 
-/* Have writes mark 'ship' as well (NULL: none any more); when it returns, no
- * write is under way that did not know.  Takes control and gate.
+/* Have writes mark 'ship' as well; when it returns, no write is under way that
+ * did not know.  And no more: cannot fail, and when it returns, nobody uses
+ * it.  Both take control and gate.
  */
 int drive_set_ship (struct drive *d, struct bitmap *ship, struct error *err);
+void drive_drop_ship (struct drive *d);
 
 /* Record a new state in the journal, durably.  Control lock held. */
 int drive_record (struct drive *d, const struct journal_record *rec,

@@ -103,7 +103,7 @@ static int
 begin_plan (struct plan *p, struct drive *d, size_t room, struct error *err)
 {
   p->drive = d;
-  if (d->mode == DRIVE_GONE || d->mode == DRIVE_FORWARD)
+  if (drive_is_elsewhere (d))
     return error_set (err, EPERM, "disk '%s' was handed over to another "
                       "server, and its bitmaps with it", d->name);
   p->list = calloc (d->nr_bitmaps + room, sizeof p->list[0]);

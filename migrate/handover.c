@@ -25,11 +25,31 @@
 
 #include "cleanup.h"
 #include "clock.h"
+#include "log.h"
 #include "outgoing-impl.h"
 #include "pool.h"
 
 #define BACKOFF_MIN (50 * NS_PER_MS)
 #define BACKOFF_MAX (5 * NS_PER_S)
+
+/* ---- trying until it succeeds ---- */
+
+/* Wait before the next try, and say what is wrong, unless that was said.
+ * False: it is the end.
+ */
+static bool
+try_again (uint64_t *wait, struct error *said, const struct error *now,
+           const char *what, const struct stop *quit)
+{
+  if (strcmp (said->msg, now->msg) != 0) {
+    log_message ("%s: %s; trying again until it succeeds", what, now->msg);
+    *said = *now;
+  }
+  if (stop_wait (quit, *wait))
+    return false;
+  *wait = *wait * 2 < BACKOFF_MAX ? *wait * 2 : BACKOFF_MAX;
+  return true;
+}
 
 /* ---- PREPARE ---- */
 
@@ -69,8 +89,13 @@ send_rest (struct outgoing *o, struct error *err)
   engine_set_deadline (o->engine, deadline);
   /* It is little, and somebody waits: no packet waits for its turn. */
   engine_set_bandwidth (o->engine, 0);
-  if (outgoing_sync_bitmaps (o, err) == -1 || outgoing_round (o, err) == -1)
+  if (outgoing_sync_bitmaps (o, err) == -1)
     return -1;
+  /* One round is enough, unless a chunk did not fit into its packet. */
+  do
+    if (outgoing_round (o, err) == -1)
+      return -1;
+  while (outgoing_dirty (o) > 0);
   o->attempt++;
   body = prepare_body (o);
   if (body == NULL)
@@ -122,6 +147,22 @@ record_active (struct outgoing *o, struct error *err)
   return r;
 }
 
+/* A record that failed may be on the disk all the same.  Before anything is
+ * served again, either the journals say that the disks are here, or the
+ * destination has forgotten this attempt.
+ */
+static void
+undo_gone (struct outgoing *o)
+{
+  struct error said = { 0 }, err;
+  uint64_t wait = BACKOFF_MIN;
+
+  while (record_active (o, &err) == -1 &&
+         send_control (o->control, &o->h, PACKET_CANCEL, NULL, NULL) == -1)
+    if (!try_again (&wait, &said, &err, "taking the disk back", &o->quit))
+      return;
+}
+
 /* The first disk's record decides for all; the others say until then that
  * they are in doubt, where to look, and how that journal was: if it is found
  * changed otherwise, nothing can be concluded from it.
@@ -137,11 +178,7 @@ record_gone (struct outgoing *o, struct error *err)
   return 0;
 
  fail:
-  /* A record that failed may be on the disk all the same.  The caller will
-   * tell the destination to forget this attempt, so that even then the disk
-   * cannot become active there.
-   */
-  record_active (o, NULL);
+  undo_gone (o);
   return error_prefix (err, "record the handover");
 }
 
@@ -151,7 +188,7 @@ let_go (struct outgoing *o)
   for (size_t i = 0; i < o->nr; i++) {
     struct drive *d = o->shipments[i].drive;
 
-    drive_set_mode (d, DRIVE_GONE, NULL);
+    drive_set_mode (d, DRIVE_LEAVING, NULL);
     d->ship = NULL;
     free (drive_swap_marks (d, NULL)); /* nobody is inside */
   }
@@ -204,14 +241,14 @@ static int
 commit (struct client *control, const struct uuid *session, uint64_t attempt,
         const char *peer, json_t *disks, const struct stop *quit)
 {
+  struct error said = { 0 }, err;
   uint64_t wait = BACKOFF_MIN;
 
-  while (try_commit (control, session, attempt, peer, disks, quit, NULL) ==
+  while (try_commit (control, session, attempt, peer, disks, quit, &err) ==
          -1) {
     control = NULL;
-    if (stop_wait (quit, wait))
+    if (!try_again (&wait, &said, &err, "handing over", quit))
       return -1;
-    wait = wait * 2 < BACKOFF_MAX ? wait * 2 : BACKOFF_MAX;
   }
   return 0;
 }
@@ -244,32 +281,34 @@ first_epoch (void)
 
 static struct disk *
 try_forward (const struct uuid *session, const char *peer, uint64_t size,
-             const struct stop *quit)
+             const struct stop *quit, struct error *err)
 {
-  CLEANUP_FREE char *name = client_uri_export (peer, NULL);
+  CLEANUP_FREE char *name = client_uri_export (peer, err);
   struct forward_name *f =
     name ? malloc (sizeof *f + strlen (name) + 1) : NULL;
 
-  if (f == NULL)
+  if (f == NULL) {
+    if (name)
+      error_set (err, ENOMEM, "%m");
     return NULL;
+  }
   uuid_format (session, f->session);
   strcpy (f->disk, name);
   return pool_open (peer, forward_export, f, FORWARD_CONNECTIONS, size,
-                    first_epoch (), quit, CONNECT_TIMEOUT_MS, NULL);
+                    first_epoch (), quit, CONNECT_TIMEOUT_MS, err);
 }
 
 static struct disk *
 forward (const struct uuid *session, const char *peer, uint64_t size,
          const struct stop *quit)
 {
+  struct error said = { 0 }, err;
   uint64_t wait = BACKOFF_MIN;
   struct disk *disk;
 
-  while ((disk = try_forward (session, peer, size, quit)) == NULL) {
-    if (stop_wait (quit, wait))
+  while ((disk = try_forward (session, peer, size, quit, &err)) == NULL)
+    if (!try_again (&wait, &said, &err, "forwarding", quit))
       return NULL;
-    wait = wait * 2 < BACKOFF_MAX ? wait * 2 : BACKOFF_MAX;
-  }
   return disk;
 }
 
@@ -291,18 +330,19 @@ resolve_doubts (struct outgoing *o)
 {
   for (size_t i = 1; i < o->nr; i++) {
     struct drive *d = o->shipments[i].drive;
+    struct error said = { 0 }, err;
     uint64_t wait = BACKOFF_MIN;
     int r;
 
     for (;;) {
       pthread_mutex_lock (&d->control);
-      r = record_shipment (o, i, JOURNAL_GONE, NULL);
+      r = record_shipment (o, i, JOURNAL_GONE, &err);
       pthread_mutex_unlock (&d->control);
       if (r == 0)
         break;
-      if (stop_wait (&o->quit, wait))
-        return -1; /* the next start finds it in doubt, and decides */
-      wait = wait * 2 < BACKOFF_MAX ? wait * 2 : BACKOFF_MAX;
+      /* The next start finds it in doubt, and decides. */
+      if (!try_again (&wait, &said, &err, "handing over", &o->quit))
+        return -1;
     }
   }
   return 0;

@@ -144,9 +144,11 @@ drop_incoming (struct drive *d, struct error *err)
   return replace_bitmaps (d, keep, own_bitmaps (d, keep), err);
 }
 
-/* The drive belongs to the session from here on, durably. */
+/* What is on the disk is that session's from here on, durably.  Control held.
+ */
 static int
-take_drive (struct drive *d, const struct uuid *session, struct error *err)
+record_incoming (struct drive *d, const struct uuid *session,
+                 struct error *err)
 {
   struct journal_record rec = *journal_get (d->journal);
 
@@ -155,11 +157,43 @@ take_drive (struct drive *d, const struct uuid *session, struct error *err)
   rec.attempt = 0;
   rec.acknowledged = false;
   rec.coordinator = rec.peer = NULL;
-  if (drive_record (d, &rec, err) == -1 || drop_incoming (d, err) == -1)
+  return drive_record (d, &rec, err);
+}
+
+/* The drive is a destination without anything.  As long as no data has come,
+ * its journal does not say so: a migration that was refused leaves the disk
+ * as it was.  But one that was prepared must not stay so.  Control held.
+ */
+static int
+take_drive (struct drive *d, const struct uuid *session, struct error *err)
+{
+  if (journal_get (d->journal)->state == JOURNAL_PREPARED &&
+      record_incoming (d, session, err) == -1)
+    return -1;
+  if (drop_incoming (d, err) == -1)
     return -1;
   drives_close (&d, 1, true);
   drive_set_mode (d, DRIVE_INCOMING, NULL);
   drives_open (&d, 1, true);
+  return 0;
+}
+
+int
+incoming_begin (struct session *s, struct error *err)
+{
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&s->begin);
+
+  for (size_t i = 0; !s->begun && i < s->nr; i++) {
+    struct drive *d = s->drives[i];
+    int r;
+
+    pthread_mutex_lock (&d->control);
+    r = record_incoming (d, &s->id, err);
+    pthread_mutex_unlock (&d->control);
+    if (r == -1)
+      return -1;
+  }
+  s->begun = true;
   return 0;
 }
 
@@ -177,6 +211,7 @@ new_session (const struct uuid *id, size_t nr, struct error *err)
   s->nr = nr;
   s->refs = 1;
   fence_init (&s->fence);
+  pthread_mutex_init (&s->begin, NULL);
   return s;
 }
 

@@ -19,6 +19,8 @@ struct session {
   size_t nr;
   struct fence fence;    /* has its own lock */
   unsigned refs;         /* protected by incoming->lock */
+  pthread_mutex_t begin; /* taken before a drive's locks; protects 'begun' */
+  bool begun;            /* the drives' journals name it: data has come */
 };
 
 struct incoming_drive {
@@ -50,6 +52,11 @@ void session_unref (struct incoming *in, struct session *s);
 /* incoming-data.c: a DATA packet for one of the session's drives. */
 int incoming_data (struct session *s, const uint8_t *buf,
                    const struct packet_header *h, struct error *err);
+
+/* incoming-control.c: before the first data of a session is written, each of
+ * its drives' journals says so.  Any thread, inside the session's fence.
+ */
+int incoming_begin (struct session *s, struct error *err);
 
 /* incoming-control.c; in->control is held.  'body' is the packet's JSON. */
 int incoming_hello (struct incoming_channel *ch,

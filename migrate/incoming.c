@@ -9,12 +9,16 @@
 #include <config.h>
 
 #include <errno.h>
+#include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "cleanup.h"
 #include "incoming-impl.h"
+
+/* Enough for the list of some thousand bitmaps. */
+#define MAX_JSON (1 << 20)
 
 struct incoming *
 incoming_new (struct drive *const *drives, size_t nr, struct error *err)
@@ -95,6 +99,7 @@ session_unref (struct incoming *in, struct session *s)
   if (!last)
     return;
   fence_destroy (&s->fence);
+  pthread_mutex_destroy (&s->begin);
   free (s->drives);
   free (s);
 }
@@ -195,17 +200,20 @@ static int
 control_packet (struct incoming_channel *ch, const uint8_t *buf,
                 const struct packet_header *h, struct error *err)
 {
-  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&ch->in->control);
-  json_error_t jerr;
   json_auto_t *body = NULL;
 
-  if (ch->in->stopped)
-    return error_set (err, ESHUTDOWN, "the server is going down");
+  /* JSON takes many times its size in memory. */
+  if (h->body_size > MAX_JSON)
+    return error_set (err, EFBIG, "control packet of %" PRIu32 " bytes, more "
+                      "than the %d allowed", h->body_size, MAX_JSON);
   if (h->body_size > 0) {
-    body = json_loadb (packet_json (buf), h->body_size, 0, &jerr);
+    body = json_loadb (packet_json (buf), h->body_size, 0, NULL);
     if (!json_is_object (body))
       return error_set (err, EBADMSG, "control packet without a JSON object");
   }
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&ch->in->control);
+  if (ch->in->stopped)
+    return error_set (err, ESHUTDOWN, "the server is going down");
   switch (h->type) {
   case PACKET_HELLO: return incoming_hello (ch, h, body, err);
   case PACKET_COMMIT: return incoming_commit (ch->in, h, body, err);
@@ -220,8 +228,6 @@ incoming_packet (struct incoming_channel *ch, const void *buf, size_t len,
   struct packet_header h;
   int r = packet_parse (buf, len, &h, err);
 
-  if (r == 0 && h.epoch == SESSION_CLOSED)
-    r = error_set (err, EBADMSG, "packet of an impossible epoch");
   if (r == 0)
     r = h.type == PACKET_DATA ? data_packet (ch, buf, &h, err)
                               : control_packet (ch, buf, &h, err);

@@ -22,6 +22,8 @@
  * than the downtime limit; then it is given up.
  */
 #define HOLD_EXTRA_MS 5000
+/* Telling the destination of a cancel is a courtesy. */
+#define CANCEL_TIMEOUT_MS 2000
 /* Each try of COMMIT. */
 #define COMMIT_TIMEOUT_MS 5000
 
@@ -37,6 +39,7 @@ struct outgoing {
   struct stop cancel; /* cancelled, failed, or the daemon ends */
   struct stop quit;   /* the daemon ends */
   pthread_t thread;
+  bool joined;           /* the owner's */
 
   /* The migration thread's own. */
   struct client *control;
@@ -84,6 +87,9 @@ int outgoing_round (struct outgoing *o, struct error *err);
 
 /* Round after round, until what is left can be sent in the hold. */
 int outgoing_rounds (struct outgoing *o, struct error *err);
+
+/* Bytes that are dirty now. */
+uint64_t outgoing_dirty (struct outgoing *o);
 
 /* Slow all writers by that much. */
 void outgoing_set_delay (struct outgoing *o, uint64_t ns);

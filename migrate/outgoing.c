@@ -48,7 +48,7 @@ hello_body (struct outgoing *o)
 /* A new channel of this session, its handshake done. */
 static struct client *
 open_channel (struct outgoing *o, uint32_t number, const struct stop *stop,
-              struct error *err)
+              unsigned timeout_ms, struct error *err)
 {
   CLEANUP_FREE char *export = NULL;
   json_auto_t *body = hello_body (o);
@@ -63,17 +63,19 @@ open_channel (struct outgoing *o, uint32_t number, const struct stop *stop,
     error_set (err, ENOMEM, "%m");
     return NULL;
   }
-  c = client_connect (o->uri, export, stop, CONNECT_TIMEOUT_MS, err);
+  c = client_connect (o->uri, export, stop, timeout_ms, err);
   if (c == NULL) {
     error_prefix (err, "is it a server with incoming=on, and a disk '%s'?",
                   o->shipments[0].name);
     return NULL;
   }
+  client_set_timeout (c, timeout_ms);
   if (check_destination (c, err) == -1 ||
       send_control (c, &h, PACKET_HELLO, body, err) == -1) {
     client_close (c);
     return NULL;
   }
+  client_set_timeout (c, 0);
   return c;
 }
 
@@ -96,7 +98,8 @@ start_engine (struct outgoing *o, struct error *err)
   if (clients == NULL)
     return error_set (err, ENOMEM, "%m");
   for (unsigned i = 0; i < n; i++) {
-    clients[i] = open_channel (o, i + 1, &o->cancel, err);
+    clients[i] = open_channel (o, i + 1, &o->cancel, CONNECT_TIMEOUT_MS,
+                                   err);
     if (clients[i] == NULL) {
       error_prefix (err, "channel %u", i + 1);
       goto out;
@@ -136,7 +139,7 @@ start_producers (struct outgoing *o, struct error *err)
 static int
 setup (struct outgoing *o, struct error *err)
 {
-  o->control = open_channel (o, 0, &o->cancel, err);
+  o->control = open_channel (o, 0, &o->cancel, CONNECT_TIMEOUT_MS, err);
   if (o->control == NULL)
     return -1;
   o->h = (struct packet_header){ .session = o->session, .epoch = o->epoch };
@@ -191,10 +194,10 @@ send_cancel (struct outgoing *o)
   struct client *c;
 
   o->epoch++; /* fences off what may still be under way */
-  c = open_channel (o, 0, &o->quit, NULL);
+  c = open_channel (o, 0, &o->quit, CANCEL_TIMEOUT_MS, NULL);
   if (c == NULL)
     return;
-  client_set_timeout (c, 2000);
+  client_set_timeout (c, CANCEL_TIMEOUT_MS);
   h = (struct packet_header){ .session = o->session, .epoch = o->epoch };
   send_control (c, &h, PACKET_CANCEL, NULL, NULL);
   client_close (c);
@@ -246,7 +249,7 @@ leading_thread (void *arg)
   }
   if (!let_go) {
     for (size_t i = 0; i < o->nr; i++)
-      drive_set_ship (o->shipments[i].drive, NULL, NULL);
+      drive_drop_ship (o->shipments[i].drive);
     if (connected)
       send_cancel (o);
   }
@@ -412,9 +415,17 @@ outgoing_stop (struct outgoing *o)
 }
 
 void
+outgoing_join (struct outgoing *o)
+{
+  if (!o->joined)
+    pthread_join (o->thread, NULL);
+  o->joined = true;
+}
+
+void
 outgoing_free (struct outgoing *o)
 {
-  pthread_join (o->thread, NULL);
+  outgoing_join (o);
   free_outgoing (o);
 }
 

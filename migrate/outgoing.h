@@ -23,7 +23,7 @@ enum migrate_compression {
 struct migrate_params {
   uint64_t max_bandwidth;  /* bytes a second, 0: no limit */
   uint64_t downtime_limit; /* ms */
-  unsigned channels;       /* 1 to MIGRATE_MAX_CHANNELS, for each drive */
+  unsigned channels;       /* 1 to MIGRATE_MAX_CHANNELS, for all drives */
   enum migrate_compression compression;
 };
 
@@ -90,9 +90,10 @@ int outgoing_cancel (struct outgoing *o, struct error *err);
  */
 void outgoing_stop (struct outgoing *o);
 
-/* Wait for its threads and free it.  Only after it ended by itself, or after
+/* Wait for its threads; and free it.  Only after it ended by itself, or after
  * outgoing_cancel or outgoing_stop.
  */
+void outgoing_join (struct outgoing *o);
 void outgoing_free (struct outgoing *o);
 
 /* Has it ended (completed, failed, cancelled)? */

@@ -138,8 +138,8 @@ outgoing_sync_bitmaps (struct outgoing *o, struct error *err)
 
 /* ---- rounds ---- */
 
-static uint64_t
-dirty_now (struct outgoing *o)
+uint64_t
+outgoing_dirty (struct outgoing *o)
 {
   uint64_t n = 0;
 
@@ -184,6 +184,18 @@ small_enough (struct outgoing *o, uint64_t dirty)
   return dirty <= rate / 1000 * o->params.downtime_limit;
 }
 
+/* Has some bitmap changed without a write?  It is not sent in the hold if that
+ * can be helped, because it is sent whole.
+ */
+static bool
+bitmaps_pending (struct outgoing *o)
+{
+  for (size_t i = 0; i < o->nr; i++)
+    if (shipment_bitmaps_pending (&o->shipments[i]))
+      return true;
+  return false;
+}
+
 int
 outgoing_rounds (struct outgoing *o, struct error *err)
 {
@@ -195,12 +207,12 @@ outgoing_rounds (struct outgoing *o, struct error *err)
     /* What the destination has cached is written now, not in the hold. */
     if (client_flush (o->control) == -1)
       return error_set (err, errno, "flush the destination: %m");
-    dirty = dirty_now (o);
+    dirty = outgoing_dirty (o);
     pthread_mutex_lock (&o->lock);
     o->info.dirty_rate = dirty * NS_PER_S / (now_ns () - began + 1);
     pthread_mutex_unlock (&o->lock);
     outgoing_tell (o);
-    if (small_enough (o, dirty))
+    if (small_enough (o, dirty) && !bitmaps_pending (o))
       return 0;
     slow_writers (o, dirty);
   }

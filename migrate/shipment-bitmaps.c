@@ -207,6 +207,17 @@ list_changed (struct shipment *s)
   return !s->listed || s->list_version != s->drive->list_version;
 }
 
+bool
+shipment_bitmaps_pending (struct shipment *s)
+{
+  if (list_changed (s))
+    return true;
+  for (size_t i = 0; i < s->nr_told; i++)
+    if (version_now (s->drive, &s->told[i]) != s->told[i].version)
+      return true;
+  return false;
+}
+
 int
 shipment_sync_bitmaps (struct shipment *s, struct client *control,
                        struct packet_header *h, uint64_t *bytes,

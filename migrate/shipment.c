@@ -23,6 +23,9 @@
  */
 #define MAX_SCAN (16 << 20)
 
+/* The room for the bits of one bitmap is at least this. */
+#define MIN_BITS_ROOM 2048
+
 /* Runs up to this are read without a look at what is allocated. */
 #define SHORT_RUN (64 << 10)
 
@@ -158,8 +161,8 @@ guess_end (struct shipment *s, struct range *run, size_t room,
  * -1.
  */
 static int
-take_run (struct shipment *s, size_t room, struct range *run,
-          struct range *data, struct error *err)
+take_run (struct shipment *s, size_t room, uint64_t longest,
+          struct range *run, struct range *data, struct error *err)
 {
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&s->lock);
   uint64_t size = s->drive->size;
@@ -177,6 +180,8 @@ take_run (struct shipment *s, size_t room, struct range *run,
       }
       run->end = busy.start;
     }
+    if (run->end - run->start > longest)
+      run->end = run->start + longest;
     if (guess_end (s, run, room, err) == -1)
       return -1;
     bitmap_clear (s->ship, run->start, run->end - run->start);
@@ -189,7 +194,9 @@ take_run (struct shipment *s, size_t room, struct range *run,
   return 0;
 }
 
-/* What was taken does not fit after all: it is dirty as before. */
+/* What was taken does not fit after all: it is dirty as before, for the next
+ * round.  (The cursor stays: what a producer takes only ever ascends.)
+ */
 static void
 put_back (struct shipment *s, uint64_t start, uint64_t end)
 {
@@ -197,8 +204,6 @@ put_back (struct shipment *s, uint64_t start, uint64_t end)
 
   bitmap_set (s->ship, start, end - start);
   bitmap_clear (s->in_flight, start, end - start);
-  if (s->cursor > start)
-    s->cursor = start;
 }
 
 /* ---- filling ---- */
@@ -211,6 +216,7 @@ struct filling {
   struct packet_extent *e; /* PACKET_MAX_EXTENTS of them */
   size_t nr;
   uint64_t scanned;        /* bytes that were read and found to be zeros */
+  uint64_t longest;        /* bytes of a run whose bits are sure to fit */
 };
 
 static void
@@ -253,6 +259,31 @@ add_data (struct filling *f, uint64_t start, uint64_t end)
     }
     in += n;
     start += n;
+  }
+}
+
+/* Take out what lies at 'stop' or after.  A chunk that is put back may go in
+ * another packet, with newer data, and overtake this one: nothing of it may
+ * stay in here.
+ */
+static void
+cut_back (struct filling *f, uint64_t stop)
+{
+  while (f->nr > 0) {
+    struct packet_extent *e = &f->e[f->nr - 1];
+    uint64_t end = e->offset + e->length;
+    uint64_t cut = end - (e->offset > stop ? e->offset : stop);
+
+    if (end <= stop)
+      break;
+    if (e->type == EXTENT_DATA)
+      f->used -= cut;
+    else
+      f->b->zero_bytes -= cut;
+    e->length -= cut;
+    if (e->length > 0)
+      break;
+    f->nr--;
   }
 }
 
@@ -321,8 +352,9 @@ add_run (struct filling *f, const struct range *run,
   return 0;
 
  full:
-  /* In whole chunks; what of the last chunk is in already does no harm. */
+  /* In whole chunks. */
   *stop = round_down (f->s, at);
+  cut_back (f, *stop);
   return 0;
 
  fail:
@@ -351,8 +383,8 @@ fill_runs (struct filling *f, struct error *err)
   while (f->scanned < MAX_SCAN && ENGINE_PAYLOAD - f->used >= f->s->granule &&
          f->nr + worst_extents (&(struct range){ 0, ENGINE_PAYLOAD }) <=
            PACKET_MAX_EXTENTS &&
-         (r = take_run (f->s, ENGINE_PAYLOAD - f->used, &run, &data,
-                         err)) == 1) {
+         (r = take_run (f->s, ENGINE_PAYLOAD - f->used, f->longest,
+                         &run, &data, err)) == 1) {
     uint64_t stop;
 
     if (add_run (f, &run, &data, &stop, err) == -1)
@@ -368,6 +400,39 @@ fill_runs (struct filling *f, struct error *err)
 }
 
 /* ---- bits ---- */
+
+/* The room for the bits of each bitmap, beside its section's head. */
+static size_t
+bits_room (const struct buffer *b, size_t nr_bitmaps)
+{
+  size_t cap = b->head - PACKET_HEADER - PACKET_MAX_EXTENTS * PACKET_EXTENT;
+
+  return cap / (nr_bitmaps ? nr_bitmaps : 1);
+}
+
+/* How long may one run be, so that the bits of all bitmaps fit even if they
+ * are set at random?  They are never coded in much more than their number.
+ */
+static int
+find_longest (struct filling *f, struct error *err)
+{
+  struct drive *d = f->s->drive;
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&d->list);
+  size_t room = bits_room (f->b, d->nr_bitmaps);
+  unsigned shift = BITMAP_MAX_SHIFT;
+
+  if (room < MIN_BITS_ROOM)
+    return error_set (err, E2BIG, "disk '%s' has got too many bitmaps since "
+                      "the migration began", d->name);
+  for (size_t i = 0; i < d->nr_bitmaps; i++)
+    if (d->bitmaps[i]->shift < shift)
+      shift = d->bitmaps[i]->shift;
+  room -= packet_section_overhead (PACKET_MAX_NAME);
+  f->longest = round_down (f->s, (uint64_t) room * 8 / 4 * 3 << shift);
+  if (f->longest < f->s->granule)
+    f->longest = f->s->granule;
+  return 0;
+}
 
 static bool
 was_told (const struct shipment *s, const struct named_bitmap *nb)
@@ -418,22 +483,17 @@ add_sections (struct filling *f)
   struct shipment *s = f->s;
   struct drive *d = s->drive;
   struct buffer *b = f->b;
-  size_t cap = b->head - PACKET_HEADER - PACKET_MAX_EXTENTS * PACKET_EXTENT;
   uint64_t upto = d->size;
   uint8_t *at = b->mem;
 
   pthread_mutex_lock (&d->list);
   for (size_t i = 0; i < d->nr_bitmaps; i++) {
     struct named_bitmap *nb = d->bitmaps[i];
-    size_t room = (cap - (at - b->mem)) / (d->nr_bitmaps - i);
+    size_t room = bits_room (b, d->nr_bitmaps);
     uint8_t *next;
 
     if (nb->bits == NULL || !was_told (s, nb))
       continue;
-    if (room < packet_section_overhead (strlen (nb->name)) + 32) {
-      upto = 0; /* more bitmaps than this buffer was made for */
-      break;
-    }
     next = add_section (&b->covers, nb, at, room, &upto);
     if (next > at)
       b->h.nr_sections++;
@@ -513,6 +573,8 @@ shipment_fill (struct shipment *s, struct buffer *b,
   if (extents == NULL)
     return error_set (err, ENOMEM, "%m");
   b->cargo = s;
+  if (find_longest (&f, err) == -1)
+    return -1;
   if (fill_runs (&f, err) == -1)
     return -1;
   if (b->covers.nr == 0)

@@ -82,6 +82,9 @@ int shipment_sync_bitmaps (struct shipment *s, struct client *control,
                            struct packet_header *h, uint64_t *bytes,
                            struct error *err);
 
+/* Is there something that shipment_sync_bitmaps would send? */
+bool shipment_bitmaps_pending (struct shipment *s);
+
 /* Send a control packet with that JSON body (borrowed). */
 int send_control (struct client *c, struct packet_header *h,
                   enum packet_type type, json_t *body, struct error *err);

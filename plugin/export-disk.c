@@ -168,9 +168,10 @@ disk_extents (struct export *e, uint32_t count, uint64_t offset, bool one,
     struct extent ext;
 
     r = drive_extent (x->drive, offset, end, &ext);
-    if (r == 0)
-      r = nbdkit_add_extent (extents, ext.start, ext.end - ext.start,
-                             nbdkit_type[ext.type]);
+    if (r == -1)
+      break;
+    r = nbdkit_add_extent (extents, ext.start, ext.end - ext.start,
+                           nbdkit_type[ext.type]);
     offset = ext.end;
     if (one)
       break;

@@ -11,6 +11,7 @@
 #include <nbdkit-plugin.h>
 
 #include "house.h"
+#include "log.h"
 #include "pool.h"
 #include "qmp.h"
 
@@ -46,10 +47,17 @@ house_quit (void)
 
 /* ---- starting ---- */
 
+static void
+log_line (const char *msg)
+{
+  nbdkit_error ("%s", msg);
+}
+
 int
 house_open (const struct drive_options *options, size_t nr,
             const char *control, struct error *err)
 {
+  log_set (log_line);
   house.drives = calloc (nr, sizeof house.drives[0]);
   house.finishers = calloc (nr, sizeof house.finishers[0]);
   if (house.drives == NULL || house.finishers == NULL)
@@ -130,8 +138,14 @@ void
 house_free (void)
 {
   incoming_free (house.incoming);
-  for (size_t i = 0; i < house.nr_drives; i++)
+  for (size_t i = 0; i < house.nr_drives; i++) {
+    if (house.finishers[i])
+      finisher_stop (house.finishers[i]);
+    /* A start that failed must leave them as it found them. */
+    if (house.drives[i]->store)
+      drive_shutdown (house.drives[i], NULL);
     drive_free (house.drives[i]);
+  }
   free (house.drives);
   free (house.finishers);
   free (house.control_path);

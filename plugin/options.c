@@ -36,6 +36,11 @@ check_name (const struct options *o, const char *name)
                   MAX_NAME);
     return -1;
   }
+  if (strstr (name, "@incoming") || strstr (name, "@forward/")) {
+    nbdkit_error ("disk=: the name '%s' is taken by an export of another "
+                  "kind", name);
+    return -1;
+  }
   for (size_t i = 0; i < o->nr; i++)
     if (strcmp (o->drives[i].name, name) == 0) {
       nbdkit_error ("two disks are called '%s'; give them names with "

@@ -231,6 +231,9 @@ run_migrate (json_t *args, struct error *err)
   if (choose_drives (args, drives, &nr, err) == -1)
     return NULL;
 
+  /* Its last event comes before the first of the next one. */
+  if (house.outgoing)
+    outgoing_join (house.outgoing);
   forget_told ();
   o = outgoing_start (drives, nr, uri, &house.params, changed, NULL, err);
   if (o == NULL)

@@ -10,10 +10,13 @@
  * connected stream socket of this process matters.  Only the reading side is
  * shut: nbdkit takes that for a client that has gone, and can still send the
  * replies that are due (before its commit 9d82aa4f it aborts if it cannot).
+ * A client that does not even take its replies is waited for a moment; then
+ * the process ends without it.
  */
 #include <config.h>
 
 #include <dirent.h>
+#include <errno.h>
 #include <limits.h>
 #include <pthread.h>
 #include <stdbool.h>
@@ -25,11 +28,18 @@
 #include <nbdkit-plugin.h>
 
 #include "cleanup.h"
+#include "clock.h"
 #include "house.h"
 #include "watcher.h"
 
+#define PATIENCE (3 * NS_PER_S)
+
 static pthread_t thread;
 static bool started; /* the main thread's */
+
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+static pthread_cond_t left; /* 'joined' became true */
+static bool joined;         /* protected by lock: nbdkit has no clients */
 
 static bool
 is_connected_stream (int fd)
@@ -66,6 +76,22 @@ hang_up (void)
   closedir (dir);
 }
 
+static bool
+clients_left (void)
+{
+  struct timespec until;
+  bool r;
+
+  clock_in (&until, PATIENCE);
+  pthread_mutex_lock (&lock);
+  while (!joined &&
+         pthread_cond_timedwait (&left, &lock, &until) != ETIMEDOUT)
+    ;
+  r = joined;
+  pthread_mutex_unlock (&lock);
+  return r;
+}
+
 static void *
 watch (void *arg UNUSED)
 {
@@ -73,14 +99,20 @@ watch (void *arg UNUSED)
     ;
   house_shutdown ();
   hang_up ();
+  if (!clients_left ()) {
+    nbdkit_error ("some client does not take its replies; ending without it");
+    _exit (EXIT_SUCCESS);
+  }
   return NULL;
 }
 
 int
 watcher_start (struct error *err)
 {
-  int r = pthread_create (&thread, NULL, watch, NULL);
+  int r;
 
+  clock_cond_init (&left);
+  r = pthread_create (&thread, NULL, watch, NULL);
   if (r != 0)
     return error_set (err, r, "start a thread: %m");
   started = true;
@@ -92,6 +124,10 @@ watcher_join (void)
 {
   if (!started)
     return;
+  pthread_mutex_lock (&lock);
+  joined = true;
+  pthread_cond_signal (&left);
+  pthread_mutex_unlock (&lock);
   nbdkit_shutdown (); /* with -s or --run nobody may have said so yet */
   pthread_join (thread, NULL);
   started = false;
