@@ -115,6 +115,21 @@ check_destination (struct client *c, struct error *err)
   return 0;
 }
 
+int
+check_session (struct client *c, const struct uuid *session,
+               struct error *err)
+{
+  json_auto_t *o = read_status (c);
+  const char *text = json_string_value (json_object_get (o, "session"));
+  struct uuid there;
+
+  if (text && uuid_parse (text, &there) && uuid_equal (&there, session))
+    return 0;
+  return error_set (err, EPROTO, "the server acknowledged the handshake, but "
+                    "its status block does not name the session: it is not "
+                    "an nbdferry destination");
+}
+
 /* The destination's own words, if it has any. */
 static int
 refused (struct client *c, int errnum, struct error *err)

@@ -88,6 +88,10 @@ void engine_set_bandwidth (struct engine *e, uint64_t bytes_s);
  */
 int check_destination (struct client *c, struct error *err);
 
+/* After HELLO was acknowledged: does the destination say so itself? */
+int check_session (struct client *c, const struct uuid *session,
+                   struct error *err);
+
 /* Send one packet that is complete but for its seal, and turn a refusal into
  * the words of the other side's status block.
  */

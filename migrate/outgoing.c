@@ -71,7 +71,8 @@ open_channel (struct outgoing *o, uint32_t number, const struct stop *stop,
   }
   client_set_timeout (c, timeout_ms);
   if (check_destination (c, err) == -1 ||
-      send_control (c, &h, PACKET_HELLO, body, err) == -1) {
+      send_control (c, &h, PACKET_HELLO, body, err) == -1 ||
+      check_session (c, &o->session, err) == -1) {
     client_close (c);
     return NULL;
   }

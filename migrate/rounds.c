@@ -15,8 +15,8 @@
 #include "clock.h"
 #include "outgoing-impl.h"
 
-/* Writers are slowed in steps, each twice the one before, once that many
- * rounds have shown that it must be.
+/* Writers are slowed in steps, once that many rounds have shown that it must
+ * be: each time twice as much, or more if rounds take long.
  */
 #define PATIENT_ROUNDS 3
 #define FIRST_DELAY    (UINT64_C (100) * 1000)
@@ -160,13 +160,14 @@ outgoing_set_delay (struct outgoing *o, uint64_t ns)
  * before left has not, and writers are slowed by a step.
  */
 static void
-slow_writers (struct outgoing *o, uint64_t dirty)
+slow_writers (struct outgoing *o, uint64_t dirty, uint64_t ns)
 {
+  unsigned step = ns < NS_PER_S / 4 ? 2 : ns < NS_PER_S ? 4 : 16;
   uint64_t delay = atomic_load_explicit (&o->shipments[0].drive->delay_ns,
                                          memory_order_relaxed);
 
   if (o->round > PATIENT_ROUNDS && dirty > o->dirty_before / 2) {
-    delay = delay ? delay * 2 : FIRST_DELAY;
+    delay = delay ? delay * step : FIRST_DELAY;
     outgoing_set_delay (o, delay < LAST_DELAY ? delay : LAST_DELAY);
   }
   o->dirty_before = dirty;
@@ -214,6 +215,6 @@ outgoing_rounds (struct outgoing *o, struct error *err)
     outgoing_tell (o);
     if (small_enough (o, dirty) && !bitmaps_pending (o))
       return 0;
-    slow_writers (o, dirty);
+    slow_writers (o, dirty, now_ns () - began);
   }
 }

@@ -78,9 +78,7 @@ disk_can_extents (struct export *e)
 static const char *
 disk_description (struct export *e)
 {
-  struct drive *d = ((struct disk_export *) e)->drive;
-
-  return nbdkit_printf_intern ("%s (%" PRIu64 " bytes)", d->path, d->size);
+  return nbdkit_strdup_intern (((struct disk_export *) e)->drive->path);
 }
 
 static int

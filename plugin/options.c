@@ -70,6 +70,10 @@ add_disk (struct options *o, const char *value)
   }
   if (name == NULL || check_name (o, name) == -1)
     return -1;
+  if (value[0] == '\0') {
+    nbdkit_error ("disk=%s=: a path must follow", name);
+    return -1;
+  }
   path = nbdkit_absolute_path (value);
   if (path == NULL)
     return -1;

@@ -130,8 +130,8 @@ uri_drives (const char *uri, struct drive **drives, size_t *nr,
     drives[0] = house_drive (name);
     if (drives[0] == NULL)
       return error_set (err, ENOENT, "The URI names the export '%s', but "
-                        "there is no disk of that name here; x-ferry-nodes "
-                        "says which disk goes there", name);
+                        "there is no disk of that name here; say which one "
+                        "is to go there with --node (x-ferry-nodes)", name);
     *nr = 1;
     return 0;
   }

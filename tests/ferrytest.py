@@ -20,6 +20,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.parse
 
 try:
     import nbd
@@ -132,7 +133,7 @@ class Nbdkit:
             return f.read()
 
     def uri(self, export=""):
-        export = export.replace("%", "%25").replace("/", "%2F")
+        export = urllib.parse.quote(export, safe="")
         if self.port:
             return "nbd://127.0.0.1:%d/%s" % (self.port, export)
         return "nbd+unix:///%s?socket=%s" % (export, self.socket)
@@ -449,8 +450,9 @@ def _clean_up():
 def _failed(kind, value, traceback):
     sys.__excepthook__(kind, value, traceback)
     for daemon in Nbdkit.all:
-        print("== %s.log\n%s" % (daemon.name, daemon.log_text()[-3000:]),
-              file=sys.stderr)
+        if os.path.exists(daemon.log):
+            print("== %s.log\n%s" % (daemon.name, daemon.log_text()[-3000:]),
+                  file=sys.stderr)
 
 
 sys.excepthook = _failed
