@@ -73,7 +73,6 @@ struct drive {
   struct disk *remote;   /* of DRIVE_FORWARD, like 'mode' */
   atomic_uint_fast64_t delay_ns; /* each write waits that long; relaxed: a
                                     stale value slows one write more or less */
-  atomic_uint_fast64_t bytes_written; /* relaxed: a statistic */
 
   /* Serialises operations on bitmaps, store and journal, however long they
    * take.  Taken before 'list' and before any gate.

@@ -56,7 +56,6 @@ end_write (struct drive *d, int token, uint64_t offset, uint64_t len, int r)
   if (d->mode == DRIVE_ACTIVE) {
     atomic_thread_fence (memory_order_seq_cst);
     mark (d->marks, offset, len);
-    atomic_fetch_add_explicit (&d->bytes_written, len, memory_order_relaxed);
   }
   gate_leave (&d->writes, token);
   errno = saved;

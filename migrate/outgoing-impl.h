@@ -12,7 +12,7 @@
 #define MAX_PRODUCERS 4
 
 /* Forwarded clients share that many connections. */
-#define FORWARD_CONNECTIONS 8
+#define FORWARD_CONNECTIONS 16
 
 /* Bytes a second, until a round has shown how fast it goes. */
 #define OUTGOING_ASSUMED_BANDWIDTH (64 << 20)

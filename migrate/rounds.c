@@ -16,10 +16,12 @@
 #include "outgoing-impl.h"
 
 /* Writers are slowed in steps, once that many rounds have shown that it must
- * be: each time twice as much, or more if rounds take long.
+ * be.  Nobody knows beforehand how much is needed, since it depends on how many
+ * of them write how much at a time; so the steps are large where nothing is
+ * gained, and small where little is missing.
  */
-#define PATIENT_ROUNDS 3
-#define FIRST_DELAY    (UINT64_C (100) * 1000)
+#define PATIENT_ROUNDS 2
+#define FIRST_DELAY    (UINT64_C (500) * 1000)
 #define LAST_DELAY     (250 * NS_PER_MS)
 
 /* ---- producers ---- */
@@ -156,18 +158,18 @@ outgoing_set_delay (struct outgoing *o, uint64_t ns)
                            memory_order_relaxed);
 }
 
-/* Rounds must get shorter.  One that left more than half of what the round
- * before left has not, and writers are slowed by a step.
- */
+/* Each round should leave less than half of what the round before left. */
 static void
-slow_writers (struct outgoing *o, uint64_t dirty, uint64_t ns)
+slow_writers (struct outgoing *o, uint64_t dirty)
 {
-  unsigned step = ns < NS_PER_S / 4 ? 2 : ns < NS_PER_S ? 4 : 16;
   uint64_t delay = atomic_load_explicit (&o->shipments[0].drive->delay_ns,
                                          memory_order_relaxed);
 
   if (o->round > PATIENT_ROUNDS && dirty > o->dirty_before / 2) {
-    delay = delay ? delay * step : FIRST_DELAY;
+    if (delay == 0)
+      delay = FIRST_DELAY;
+    else
+      delay *= dirty > o->dirty_before / 10 * 9 ? 8 : 3;
     outgoing_set_delay (o, delay < LAST_DELAY ? delay : LAST_DELAY);
   }
   o->dirty_before = dirty;
@@ -215,6 +217,6 @@ outgoing_rounds (struct outgoing *o, struct error *err)
     outgoing_tell (o);
     if (small_enough (o, dirty) && !bitmaps_pending (o))
       return 0;
-    slow_writers (o, dirty, now_ns () - began);
+    slow_writers (o, dirty);
   }
 }
