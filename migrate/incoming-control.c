@@ -518,7 +518,7 @@ prepare_drive (struct session *s, struct drive *d, json_t *disk,
     return error_set (err, EPROTO, "disk '%s' is %s; it cannot be prepared",
                       d->name, drive_mode_name (d->mode));
   /* A late one must not take the place of the one that will be committed. */
-  if (attempt < rec.attempt)
+  if (uuid_equal (&rec.session, &s->id) && attempt < rec.attempt)
     return error_set (err, ESTALE, "attempt %" PRIu64 " for disk '%s' comes "
                       "after attempt %" PRIu64, attempt, d->name,
                       rec.attempt);
