@@ -451,7 +451,10 @@ qmp_stop (void)
       pthread_mutex_unlock (&server.lock);
       if (used)
         pthread_join (c->thread, NULL);
+      /* A migration that ends may still have an event for us. */
+      pthread_mutex_lock (&server.lock);
       c->state = FREE;
+      pthread_mutex_unlock (&server.lock);
     }
   }
   server.started = false;
