@@ -12,10 +12,8 @@
  * 4. Walk: merges and clears, in order, while requests go on.  A clear must
  *    be one as of the instant, so the bitmap gets a companion, which is marked
  *    beside it from the instant on if it records then; and every bit is
- *    cleared that the companion does not have (bitmap_retain).  A write that
- *    falls between is in both; one whose bit is cleared because it had marked
- *    the bitmap but not yet the companion marks the bitmap again when it is
- *    done.
+ *    cleared that the companion does not have (bitmap_retain).  Writes mark
+ *    the companion first, so a write after the instant is never cleared.
  *
  * The control locks of all drives are held throughout.
  */
@@ -267,13 +265,19 @@ finish_plan (struct plan *p, struct error *err)
 {
   struct drive *d = p->drive;
   struct bitmap *ship = d->ship;
-  size_t most = 2 * p->nr + 1, n = 0;
+  size_t most = 2 * p->nr + 1, n = 0, companions = 0;
 
   p->bitmaps = calloc (p->nr + 1, sizeof p->bitmaps[0]);
   p->marks = malloc (sizeof *p->marks + most * sizeof p->marks->map[0]);
   p->marks_after = malloc (sizeof *p->marks + most * sizeof p->marks->map[0]);
   if (!p->bitmaps || !p->marks || !p->marks_after)
     return error_set (err, ENOMEM, "%m");
+  /* Companions first: a bit that bitmap_retain finds in the bitmap alone was
+   * set before the instant.
+   */
+  for (size_t i = 0; i < p->nr; i++)
+    if (p->list[i].companion && p->list[i].recording)
+      p->marks->map[companions++] = p->list[i].companion;
   for (size_t i = 0; i < p->nr; i++) {
     struct planned *b = &p->list[i];
 
@@ -281,14 +285,12 @@ finish_plan (struct plan *p, struct error *err)
       continue;
     p->bitmaps[p->nr_bitmaps++] = b->nb;
     if (b->recording && b->nb->bits)
-      p->marks->map[n++] = b->nb->bits;
+      p->marks->map[companions + n++] = b->nb->bits;
   }
+  p->marks->nr = companions + n;
   p->marks_after->nr = n;
-  memcpy (p->marks_after->map, p->marks->map, n * sizeof p->marks->map[0]);
-  for (size_t i = 0; i < p->nr; i++)
-    if (p->list[i].companion && p->list[i].recording)
-      p->marks->map[n++] = p->list[i].companion;
-  p->marks->nr = n;
+  memcpy (p->marks_after->map, p->marks->map + companions,
+          n * sizeof p->marks->map[0]);
   if (ship) {
     /* Last, as in drive_build_marks. */
     p->marks->map[p->marks->nr++] = ship;

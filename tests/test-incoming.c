@@ -1,0 +1,637 @@
+/* nbdferry - test of the destination: what it takes, and what it refuses
+ * SPDX-License-Identifier: BSD-3-Clause
+ */
+#include <config.h>
+
+#include <setjmp.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/resource.h>
+
+#include <cmocka.h>
+
+#include "compress.h"
+#include "incoming-test.h"
+
+static struct source src;
+static struct incoming_channel *ch;
+
+/* A new disk for each test: its state is that of none before. */
+static int
+begin (void **state)
+{
+  tap_reset (state);
+  nftw (drive_file ("vda", ""), remove_one, 16, FTW_DEPTH | FTW_PHYS);
+  remove (drive_file ("vda", NULL));
+  start (1, DISK_SIZE, true);
+  source_init (&src, 1, DISK_SIZE);
+  ch = channel ();
+  return 0;
+}
+
+static int
+end (void **state)
+{
+  incoming_close (ch);
+  stop (true);
+  source_free (&src);
+  return 0;
+}
+
+/* Nothing has been written or listed. */
+static void
+untouched (void)
+{
+  assert_int_equal (tap_calls (TAP_WRITE) + tap_calls (TAP_ZERO), 0);
+  assert_int_equal (drives[0]->nr_bitmaps, 0);
+  assert_int_equal (drives[0]->mode, DRIVE_INCOMING);
+}
+
+/* ---- HELLO ---- */
+
+static void
+test_sizes (void **state)
+{
+  src.disks[0].size = DISK_SIZE + 512;
+  REFUSED (send_hello (&src, ch, &err), ENOSPC, "'vda' is too small");
+  src.disks[0].size = DISK_SIZE - 512;
+  REFUSED (send_hello (&src, ch, &err), EINVAL, "'vda' has");
+  src.disks[0].size = -1;
+  REFUSED (send_hello (&src, ch, &err), ENOSPC, "too small");
+  src.disks[0].size = DISK_SIZE;
+  /* No session was begun: the journal speaks of none. */
+  assert_true (uuid_is_zero (&journal_get (drives[0]->journal)->session));
+  REFUSED (send_data (&src, ch, 0, 0, "", 1, &err), ESTALE, "");
+  untouched ();
+}
+
+static void
+test_names (void **state)
+{
+  struct source two = src;
+
+  src.disks[0].name = "vdx";
+  REFUSED (send_hello (&src, ch, &err), ENOENT, "no disk 'vdx'");
+  src.disks[0].name = "";
+  REFUSED (send_hello (&src, ch, &err), ENOENT, "no disk ''");
+  two.nr = 2;
+  two.disks[1] = two.disks[0];
+  REFUSED (send_hello (&two, ch, &err), EINVAL, "2 disks are to come");
+  two.nr = 0;
+  REFUSED (send_hello (&two, ch, &err), EINVAL, "0 disks are to come");
+  untouched ();
+}
+
+static void
+test_malformed_hello (void **state)
+{
+  static const char *const bodies[] = {
+    "",
+    "[]",
+    "{\"disks\":",
+    "{}",
+    "{\"disks\":{}}",
+    "{\"disks\":[{\"name\":\"vda\"}]}",
+    "{\"disks\":[{\"name\":\"vda\",\"size\":\"1\",\"lineage\":\"\","
+    "\"generation\":0}]}",
+    "{\"disks\":[{\"name\":\"vda\",\"size\":1,\"lineage\":\"no-uuid\","
+    "\"generation\":0}]}",
+    "{\"disks\":[{\"name\":\"v\\u0000a\",\"size\":1}]}",
+  };
+
+  for (size_t i = 0; i < sizeof bodies / sizeof bodies[0]; i++) {
+    struct parcel p = { .h = { .type = PACKET_HELLO }, .json = bodies[i] };
+
+    REFUSED (send_parcel (&src, ch, &p, &err), EBADMSG, "");
+  }
+  untouched ();
+}
+
+static void
+test_active_drive (void **state)
+{
+  OK (send_hello (&src, ch, &err));
+  OK (send_prepare (&src, ch, 1, &err));
+  OK (send_commit (&src, ch, 1, 0, 1, &err));
+  REFUSED (send_data (&src, ch, 0, 0, "x", 1, &err), EPROTO,
+           "'vda' is active; it takes no data");
+  REFUSED (send_prepare (&src, ch, 2, &err), EPROTO, "cannot be prepared");
+  uuid_new (&src.session);
+  REFUSED (send_hello (&src, ch, &err), EBUSY, "'vda' is active");
+  assert_non_null (strstr (err.msg, "incoming=on"));
+}
+
+/* Nothing can be written while that holds.  (No assertion may be made then:
+ * they print to a file.)
+ */
+static void
+disk_full (bool full)
+{
+  static struct rlimit was;
+  struct rlimit none;
+
+  if (full) {
+    signal (SIGXFSZ, SIG_IGN);
+    getrlimit (RLIMIT_FSIZE, &was);
+    none = was;
+    none.rlim_cur = 0;
+    setrlimit (RLIMIT_FSIZE, &none);
+  }
+  else
+    setrlimit (RLIMIT_FSIZE, &was);
+}
+
+/* A second session cannot take the drive: it is none, and the same handshake
+ * later begins it anew.
+ */
+static void
+test_session_not_recorded (void **state)
+{
+  struct source_bitmap *b = source_add (&src, 0, "b", 16, true, true);
+  struct source second;
+  int r;
+
+  bitmap_set (b->bits, 0, 1);
+  hello_ok (&src, ch);
+  OK (send_bits (&src, ch, 0, "b", b->bits, 0, &err));
+  OK (send_prepare (&src, ch, 1, &err));
+  second = src;
+  uuid_new (&second.session);
+
+  disk_full (true);
+  r = send_hello (&second, ch, &err);
+  disk_full (false);
+  REFUSED (r, EFBIG, "journal");
+  assert_int_equal (drives[0]->mode, DRIVE_PREPARED);
+  assert_int_equal (bitmap_count_bits (bits_of (drives[0], "b")), 1);
+
+  bitmap_clear_all (b->bits);
+  hello_ok (&second, ch);
+  assert_int_equal (bitmap_count_bits (bits_of (drives[0], "b")), 0);
+  OK (send_prepare (&second, ch, 1, &err));
+  assert_true (uuid_equal (&journal_get (drives[0]->journal)->session,
+                           &second.session));
+}
+
+/* No data is written before the journal says that some has come.  Until then
+ * the disk is what it was.
+ */
+static void
+test_data_not_recorded (void **state)
+{
+  int r;
+
+  source_add (&src, 0, "b", 16, true, true);
+  hello_ok (&src, ch);
+  disk_full (true);
+  r = send_data (&src, ch, 0, 0, "x", 1, &err);
+  disk_full (false);
+  REFUSED (r, EFBIG, "journal");
+  assert_int_equal (tap_calls (TAP_WRITE), 0);
+  assert_true (uuid_is_zero (&journal_get (drives[0]->journal)->session));
+  incoming_close (ch);
+  stop (false);
+  start (1, 0, false);
+  assert_int_equal (drives[0]->mode, DRIVE_ACTIVE);
+  assert_int_equal (drives[0]->nr_bitmaps, 0);
+  stop (true);
+
+  start (1, 0, true);
+  ch = channel ();
+  hello_ok (&src, ch);
+  OK (send_data (&src, ch, 0, 0, "x", 1, &err));
+  assert_int_equal (journal_get (drives[0]->journal)->state,
+                    JOURNAL_INCOMING);
+  assert_true (uuid_equal (&journal_get (drives[0]->journal)->session,
+                           &src.session));
+}
+
+/* ---- LIST ---- */
+
+/* The drive's own bitmap "own"; the drive must become active for that. */
+static void
+add_own (bool recording)
+{
+  incoming_close (ch);
+  stop (true);
+  start (1, 0, false);
+  add_bitmap (drives[0], "own", 4096, true, !recording);
+  bitmap_set (bits_of (drives[0], "own"), 0, 1);
+  stop (true);
+  start (1, 0, true);
+  assert_int_equal (drives[0]->mode, DRIVE_INCOMING);
+  ch = channel ();
+  tap_reset (NULL);
+}
+
+static void
+test_exists (void **state)
+{
+  add_own (true);
+  source_add (&src, 0, "new", 16, true, true);
+  source_add (&src, 0, "own", 16, true, true);
+  OK (send_hello (&src, ch, &err));
+  REFUSED (send_list (&src, ch, 0, &err), EEXIST,
+           "Bitmap already exists: own");
+  assert_int_equal (tap_calls (TAP_WRITE), 0);
+  assert_int_equal (drives[0]->nr_bitmaps, 1);
+  assert_int_equal (bitmap_count_bits (bits_of (drives[0], "own")), 1);
+}
+
+/* A new session drops what the old one brought, and keeps the drive's own. */
+static void
+test_new_session (void **state)
+{
+  add_own (false);
+  source_add (&src, 0, "a", 16, true, true);
+  source_add (&src, 0, "b", 9, false, false);
+  hello_ok (&src, ch);
+  assert_int_equal (drives[0]->nr_bitmaps, 3);
+  uuid_new (&src.session);
+  OK (send_hello (&src, ch, &err));
+  assert_int_equal (drives[0]->nr_bitmaps, 1);
+  assert_int_equal (bitmap_count_bits (bits_of (drives[0], "own")), 1);
+
+  /* So does opening it again. */
+  OK (send_list (&src, ch, 0, &err));
+  assert_int_equal (drives[0]->nr_bitmaps, 3);
+  incoming_close (ch);
+  stop (false);
+  start (1, 0, true);
+  ch = channel ();
+  assert_int_equal (drives[0]->nr_bitmaps, 1);
+  assert_int_equal (bitmap_count_bits (bits_of (drives[0], "own")), 1);
+}
+
+/* Each list says all; what stays keeps its bits. */
+static void
+test_lists (void **state)
+{
+  struct source_disk *d = &src.disks[0];
+  struct source_bitmap *a = source_add (&src, 0, "a", 16, true, true);
+  struct source_bitmap *b = source_add (&src, 0, "b", 9, false, true), other;
+
+  bitmap_set (a->bits, 0, 1);
+  bitmap_set (b->bits, 0, 1);
+  hello_ok (&src, ch);
+  OK (send_bits (&src, ch, 0, "a", a->bits, 0, &err));
+  OK (send_bits (&src, ch, 0, "b", b->bits, 0, &err));
+  a->recording = false;
+  OK (send_list (&src, ch, 0, &err));
+  assert_false (find_ok (drives[0], "a")->recording);
+  assert_int_equal (bitmap_count_bits (bits_of (drives[0], "a")), 1);
+  /* b goes. */
+  other = d->bitmaps[1];
+  d->nr = 1;
+  OK (send_list (&src, ch, 0, &err));
+  assert_null (drive_find_bitmap (drives[0], "b"));
+  REFUSED (send_bits (&src, ch, 0, "b", other.bits, 0, &err), EBADMSG,
+           "'b', which was not announced");
+  /* a is another one now: of another granularity, and empty. */
+  bitmap_free (a->bits);
+  a->bits = bitmap_new (d->size, 12, &err);
+  OK (send_list (&src, ch, 0, &err));
+  assert_int_equal (bitmap_count_bits (bits_of (drives[0], "a")), 0);
+  assert_int_equal (find_ok (drives[0], "a")->shift, 12);
+  bitmap_free (other.bits);
+}
+
+static void
+test_malformed_list (void **state)
+{
+#define ITEM(name, granularity)                                         \
+  "{\"name\":" name ",\"granularity\":" granularity                     \
+  ",\"recording\":true,\"persistent\":true}"
+  static const char *const bodies[] = {
+    "",
+    "{}",
+    "{\"bitmaps\":{}}",
+    "{\"bitmaps\":[1]}",
+    "{\"bitmaps\":[{\"name\":\"a\"}]}",
+    "{\"bitmaps\":[" ITEM ("\"\"", "512") "]}",
+    "{\"bitmaps\":[" ITEM ("7", "512") "]}",
+    "{\"bitmaps\":[" ITEM ("\"a\\u0000\"", "512") "]}",
+    "{\"bitmaps\":[" ITEM ("\"a\"", "256") "]}",
+    "{\"bitmaps\":[" ITEM ("\"a\"", "0") "]}",
+    "{\"bitmaps\":[" ITEM ("\"a\"", "-512") "]}",
+    "{\"bitmaps\":[" ITEM ("\"a\"", "768") "]}",
+    "{\"bitmaps\":[" ITEM ("\"a\"", "4294967296") "]}",
+    "{\"bitmaps\":[" ITEM ("\"a\"", "512") "," ITEM ("\"a\"", "512") "]}",
+    "{\"bitmaps\":[" ITEM ("\"\xff\"", "512") "]}",
+  };
+  struct parcel p = { .h = { .type = PACKET_LIST } };
+  char name[1024 + 1] = "", *huge;
+  json_t *list;
+
+  OK (send_hello (&src, ch, &err));
+  for (size_t i = 0; i < sizeof bodies / sizeof bodies[0]; i++) {
+    p.json = bodies[i];
+    REFUSED (send_parcel (&src, ch, &p, &err), EBADMSG, "");
+    untouched ();
+  }
+  REFUSED (send_json (&src, ch, PACKET_LIST, 1,
+                      json_pack ("{s:[]}", "bitmaps"), &err),
+           EBADMSG, "malformed LIST");
+  /* JSON takes many times its size in memory. */
+  p.json = huge = malloc ((1 << 20) + 2);
+  memset (huge, ' ', (1 << 20) + 1);
+  huge[(1 << 20) + 1] = '\0';
+  REFUSED (send_parcel (&src, ch, &p, &err), EFBIG, "more than");
+  free (huge);
+  /* The longest name, and one byte more. */
+  memset (name, 'n', 1024);
+  for (int i = 0; i < 2; i++) {
+    list = json_pack ("{s:[{s:s, s:i, s:b, s:b}]}", "bitmaps", "name", name,
+                      "granularity", 512, "recording", 1, "persistent", 1);
+    assert_int_equal (send_json (&src, ch, PACKET_LIST, 0, list, &err),
+                      i == 0 ? -1 : 0);
+    name[1023] = '\0';
+  }
+}
+
+/* ---- DATA ---- */
+
+static void
+test_bits (void **state)
+{
+  struct source_bitmap *b = source_add (&src, 0, "b", 12, true, true);
+  struct bitmap *coarse = bitmap_new (DISK_SIZE, 16, &err);
+  struct bitmap *more = bitmap_new (DISK_SIZE + 4096, 12, &err);
+  struct bitmap *got;
+
+  hello_ok (&src, ch);
+  got = bits_of (drives[0], "b");
+  bitmap_set (b->bits, 0x3000, 1);
+  bitmap_set (coarse, 0, 1);
+  bitmap_set (more, DISK_SIZE + 1, 1);
+  OK (send_bits (&src, ch, 0, "b", b->bits, 0, &err));
+  REFUSED (send_bits (&src, ch, 0, "b", coarse, 0, &err), EBADMSG,
+           "granularity 65536 for bitmap 'b', which has 4096");
+  REFUSED (send_bits (&src, ch, 0, "b", more, 0, &err), EBADMSG,
+           "bitmap 'b': ");
+  REFUSED (send_bits (&src, ch, 0, "B", b->bits, 0, &err), EBADMSG,
+           "'B', which was not announced");
+  REFUSED (send_bits (&src, ch, 1, "b", b->bits, 0, &err), EBADMSG,
+           "disk 1 of 1");
+  assert_true (same_bits (got, b->bits));
+
+  /* Bits are added to what is there, or replace it. */
+  bitmap_clear_all (b->bits);
+  bitmap_set (b->bits, 0x8000, 0x2000);
+  OK (send_bits (&src, ch, 0, "b", b->bits, 0, &err));
+  assert_int_equal (bitmap_count_bits (got), 3);
+  OK (send_bits (&src, ch, 0, "b", b->bits, SECTION_REPLACE, &err));
+  assert_true (same_bits (got, b->bits));
+  bitmap_clear_all (b->bits);
+  OK (send_bits (&src, ch, 0, "b", b->bits, SECTION_REPLACE, &err));
+  assert_int_equal (bitmap_count_bits (got), 0);
+  bitmap_free (coarse);
+  bitmap_free (more);
+}
+
+/* A section that replaces a part leaves the rest alone. */
+static void
+test_replace_part (void **state)
+{
+  struct source_bitmap *b = source_add (&src, 0, "b", 12, true, true);
+  static const uint8_t set_2[] = { 1 << 2, 2 << 2 | 1 }; /* skip 1, set 2 */
+  struct parcel p = {
+    .h = { .type = PACKET_DATA, .flags = PACKET_HAS_BITMAPS },
+    .sections = { { .name = "b", .granularity = 4096, .first_bit = 10,
+                    .nr_bits = 100, .flags = SECTION_REPLACE, .bits = set_2,
+                    .size = 2 } },
+  };
+  struct bitmap *got;
+
+  hello_ok (&src, ch);
+  bitmap_set (b->bits, 0, DISK_SIZE);
+  OK (send_bits (&src, ch, 0, "b", b->bits, 0, &err));
+  OK (send_parcel (&src, ch, &p, &err));
+  got = bits_of (drives[0], "b");
+  assert_int_equal (bitmap_count_bits (got), bitmap_bits (got) - 98);
+  assert_true (bitmap_test (got, 9 * 4096));
+  assert_false (bitmap_test (got, 10 * 4096));
+  assert_true (bitmap_test (got, 11 * 4096));
+  assert_true (bitmap_test (got, 12 * 4096));
+  assert_false (bitmap_test (got, 13 * 4096));
+  assert_false (bitmap_test (got, 109 * 4096));
+  assert_true (bitmap_test (got, 110 * 4096));
+  assert_true (bitmap_is_consistent (got));
+}
+
+/* A packet with something wrong at its end does nothing of its beginning. */
+static void
+test_whole_packet (void **state)
+{
+  static const uint8_t set_1[] = { 1 << 2 | 1 }, cut[] = { 0x80 };
+  struct parcel p = {
+    .h = { .type = PACKET_DATA, .payload_size = 512 },
+    .extents = { { 0, 512, EXTENT_DATA } },
+    .sections = { { .name = "a", .granularity = 4096, .nr_bits = 1,
+                    .bits = set_1, .size = 1 },
+                  { .name = "b", .granularity = 4096, .nr_bits = 1,
+                    .bits = cut, .size = 1 } },
+    .payload = src.disks[0].data,
+  };
+
+  source_add (&src, 0, "a", 12, true, true);
+  source_add (&src, 0, "b", 12, true, true);
+  hello_ok (&src, ch);
+  REFUSED (send_parcel (&src, ch, &p, &err), EBADMSG, "bitmap 'b': ");
+  assert_int_equal (tap_calls (TAP_WRITE), 0);
+  assert_int_equal (bitmap_count_bits (bits_of (drives[0], "a")), 0);
+  p.sections[1].bits = set_1;
+  p.extents[1] = (struct packet_extent){ DISK_SIZE, 512, EXTENT_HOLE };
+  p.h.nr_extents = 0;
+  REFUSED (send_parcel (&src, ch, &p, &err), EBADMSG, "does not lie");
+  assert_int_equal (tap_calls (TAP_WRITE), 0);
+}
+
+/* Zeros over data become zeros, zeros over zeros cost nothing. */
+static void
+test_zeros (void **state)
+{
+  struct parcel p = { .h = { .type = PACKET_DATA },
+                      .extents = { { 0, DISK_SIZE, EXTENT_ZERO } } };
+  uint8_t data[1024];
+
+  OK (send_hello (&src, ch, &err));
+  OK (send_parcel (&src, ch, &p, &err));
+  assert_int_equal (tap_calls (TAP_ZERO), 0);
+  memset (data, 1, sizeof data);
+  OK (send_data (&src, ch, 0, DISK_SIZE - 1024, data, 1024, &err));
+  p.extents[0].type = EXTENT_HOLE;
+  OK (send_parcel (&src, ch, &p, &err));
+  assert_true (tap_calls (TAP_ZERO) > 0);
+  assert_int_equal (
+    tap.real->pread (drives[0]->disk, data, 1024, DISK_SIZE - 1024), 0);
+  assert_true (disk_is_zero (data, sizeof data));
+}
+
+/* ---- compression ---- */
+
+#define RAW (256 << 10)
+
+static void
+compressed (enum migrate_compression how, uint32_t flag)
+{
+  static uint8_t raw[RAW], packed[RAW], got[RAW];
+  struct compressor c = { 0 };
+  struct parcel p = {
+    .h = { .type = PACKET_DATA, .flags = flag, .raw_size = RAW },
+    .extents = { { 512, RAW, EXTENT_DATA } },
+    .payload = packed,
+  };
+  size_t size;
+
+  for (size_t i = 0; i < RAW; i++)
+    raw[i] = i >> 4;
+  size = compress_payload (&c, how, packed, RAW, raw, RAW);
+  assert_true (size > 0 && size < RAW / 2);
+  p.h.payload_size = size;
+  OK (send_parcel (&src, ch, &p, &err));
+  assert_int_equal (tap.real->pread (drives[0]->disk, got, RAW, 512), 0);
+  assert_memory_equal (got, raw, RAW);
+  tap_reset (NULL);
+
+  /* A bomb: more comes out than is said.  And less. */
+  p.h.nr_extents = 0;
+  p.h.raw_size = p.extents[0].length = RAW - 512;
+  REFUSED (send_parcel (&src, ch, &p, &err), EBADMSG, "decompress");
+  p.h.raw_size = p.extents[0].length = RAW + 512;
+  REFUSED (send_parcel (&src, ch, &p, &err), EBADMSG, "decompress");
+  p.h.raw_size = p.extents[0].length = 512;
+  REFUSED (send_parcel (&src, ch, &p, &err), EBADMSG, "decompress");
+  p.h.raw_size = PACKET_MAX + 1;
+  REFUSED (send_parcel (&src, ch, &p, &err), EBADMSG, "more than");
+  p.h.raw_size = RAW; /* but not what the extents say */
+  REFUSED (send_parcel (&src, ch, &p, &err), EBADMSG, "do not match");
+  /* Cut off, damaged, garbage, nothing at all. */
+  p.extents[0].length = RAW;
+  p.h.payload_size = size - 1;
+  REFUSED (send_parcel (&src, ch, &p, &err), EBADMSG, "decompress");
+  p.h.payload_size = size;
+  memset (packed + size / 2, 0xff, size / 4);
+  REFUSED (send_parcel (&src, ch, &p, &err), EBADMSG, "decompress");
+  p.payload = raw;
+  REFUSED (send_parcel (&src, ch, &p, &err), EBADMSG, "decompress");
+  p.h.payload_size = 0;
+  REFUSED (send_parcel (&src, ch, &p, &err), EBADMSG, "decompress");
+  assert_int_equal (tap_calls (TAP_WRITE), 0);
+  compressor_free (&c);
+}
+
+static void
+test_compression (void **state)
+{
+  OK (send_hello (&src, ch, &err));
+  compressed (MIGRATE_COMPRESSION_ZLIB, PACKET_ZLIB);
+  compressed (MIGRATE_COMPRESSION_ZSTD, PACKET_ZSTD);
+}
+
+/* ---- errors and the status block ---- */
+
+static void
+test_disk_errors (void **state)
+{
+  struct incoming_channel *other = channel ();
+  json_t *status;
+
+  OK (send_hello (&src, ch, &err));
+  OK (send_hello (&src, other, &err));
+  tap_fail (TAP_WRITE, ENOSPC);
+  REFUSED (send_data (&src, ch, 0, 512, "x", 1, &err), ENOSPC,
+           "vda.raw at 512: No space left on device");
+  status = status_of (ch);
+  assert_int_equal (json_integer_value (json_object_get (status, "errno")),
+                    ENOSPC);
+  assert_string_equal (json_string_value (json_object_get (status, "error")),
+                       err.msg);
+  json_decref (status);
+  status = status_of (other); /* it was not its error */
+  assert_null (json_object_get (status, "error"));
+  json_decref (status);
+
+  tap_fail (TAP_WRITE, 0);
+  OK (send_data (&src, ch, 0, 512, "x", 1, &err));
+  OK (incoming_flush (ch, &err));
+  assert_int_equal (tap_calls (TAP_FLUSH), 1);
+  tap_fail (TAP_FLUSH, EIO);
+  REFUSED (incoming_flush (ch, &err), EIO, "vda.raw");
+  REFUSED (send_prepare (&src, ch, 1, &err), EIO, "flush");
+  assert_int_equal (drives[0]->mode, DRIVE_INCOMING);
+  assert_int_equal (journal_get (drives[0]->journal)->state,
+                    JOURNAL_INCOMING);
+  tap_fail (TAP_FLUSH, 0);
+  incoming_close (other);
+}
+
+static void
+test_status (void **state)
+{
+  struct bitmap *bm = bitmap_new (DISK_SIZE, 16, &err);
+  struct parcel p = { .h = { .type = PACKET_DATA } };
+  char session[UUID_TEXT], odd[512];
+  json_t *status = status_of (ch);
+
+  assert_int_equal (json_integer_value (json_object_get (status, "version")),
+                    PACKET_VERSION);
+  assert_null (json_object_get (status, "session"));
+  assert_null (json_object_get (status, "error"));
+  json_decref (status);
+  OK (send_hello (&src, ch, &err));
+  status = status_of (ch);
+  uuid_format (&src.session, session);
+  assert_string_equal (
+    json_string_value (json_object_get (status, "session")), session);
+  json_decref (status);
+
+  /* Names that JSON has to escape, or cannot have at all. */
+  for (int byte = 0; byte < 256; byte += 15) {
+    memset (odd, byte ? byte : '"', sizeof odd - 1);
+    odd[sizeof odd - 1] = '\0';
+    REFUSED (send_bits (&src, ch, 0, odd, bm, 0, &err), EBADMSG,
+             "not announced");
+    status = status_of (ch);
+    assert_non_null (strstr (
+      json_string_value (json_object_get (status, "error")),
+      "not announced"));
+    json_decref (status);
+  }
+  /* What is no packet at all. */
+  assert_int_equal (incoming_packet (ch, "hello", 5, &err), -1);
+  assert_int_equal (err.errnum, EBADMSG);
+  p.h.type = 77;
+  p.json = "";
+  REFUSED (send_parcel (&src, ch, &p, &err), EBADMSG, "unknown type");
+  bitmap_free (bm);
+}
+
+int
+main (void)
+{
+#define TEST(f) cmocka_unit_test_setup_teardown (f, begin, end)
+  static const struct CMUnitTest tests[] = {
+    TEST (test_sizes),
+    TEST (test_names),
+    TEST (test_malformed_hello),
+    TEST (test_active_drive),
+    TEST (test_session_not_recorded),
+    TEST (test_data_not_recorded),
+    TEST (test_exists),
+    TEST (test_new_session),
+    TEST (test_lists),
+    TEST (test_malformed_list),
+    TEST (test_bits),
+    TEST (test_replace_part),
+    TEST (test_whole_packet),
+    TEST (test_zeros),
+    TEST (test_compression),
+    TEST (test_disk_errors),
+    TEST (test_status),
+  };
+
+  return cmocka_run_group_tests (tests, make_dir, remove_dir);
+}
