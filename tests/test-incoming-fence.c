@@ -290,6 +290,18 @@ test_displaced (void **state)
 
 /* ---- forwarded clients ---- */
 
+/* Has a raise begun? */
+static uint64_t
+fence_epoch (struct fence *f)
+{
+  uint64_t epoch;
+
+  pthread_mutex_lock (&f->lock);
+  epoch = f->epoch;
+  pthread_mutex_unlock (&f->lock);
+  return epoch;
+}
+
 static int
 forward_late (struct job *job)
 {
@@ -319,6 +331,7 @@ test_forward (void **state)
   /* A request of epoch 2 that still runs is waited for. */
   assert_int_equal (fence_enter (f, 2), 0);
   job_start (&job, forward_late, &epoch);
+  WAIT_UNTIL (fence_epoch (f) == 3);
   assert_false (job_done_within (&job, MOMENT));
   assert_int_equal (fence_enter (f, 2), -1);
   assert_int_equal (errno, ESTALE);
@@ -357,6 +370,7 @@ test_raised_twice (void **state)
   job_start (&first, raise_it, &two);
   WAIT_UNTIL (fence_enter (&f, 2) == 0);
   job_start (&second, raise_it, &three);
+  WAIT_UNTIL (fence_epoch (&f) == 3);
   assert_false (job_done_within (&second, MOMENT));
   fence_leave (&f, 0);
   assert_false (job_done_within (&second, MOMENT)); /* that of epoch 2 runs */
