@@ -32,6 +32,13 @@ struct extent {
 
 struct disk;
 
+/* What tells whether somebody has changed a file meanwhile. */
+struct disk_times {
+  uint64_t size, inode, device;
+  int64_t mtime; /* ns since 1970 */
+  bool local;    /* the times are those of this machine's clock */
+};
+
 struct disk_ops {
   int (*pread) (struct disk *d, void *buf, size_t count, uint64_t offset);
   int (*pwrite) (struct disk *d, const void *buf, size_t count,
@@ -39,6 +46,10 @@ struct disk_ops {
   int (*zero) (struct disk *d, uint64_t len, uint64_t offset, unsigned flags);
   int (*trim) (struct disk *d, uint64_t len, uint64_t offset, unsigned flags);
   int (*flush) (struct disk *d);
+  /* Flush, and make the file's times durable as well.  NULL: flush will do. */
+  int (*settle) (struct disk *d);
+  /* The file's times; 1 if it has none that say anything.  NULL: none. */
+  int (*times) (struct disk *d, struct disk_times *t);
   /* Advice: that range will be read soon. */
   int (*cache) (struct disk *d, uint64_t len, uint64_t offset);
   /* What lies at 'offset', cut at 'end': ext->start = offset < ext->end <=
@@ -70,6 +81,9 @@ struct disk {
  */
 struct disk *disk_open_file (const char *path, uint64_t create, bool readonly,
                              struct error *err);
+
+/* Is the file on a file system that stamps with this machine's clock? */
+bool disk_has_local_times (int fd);
 
 /* Is that memory all zeros? */
 bool disk_is_zero (const void *buf, size_t len);

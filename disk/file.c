@@ -14,11 +14,13 @@
 #include <limits.h>
 #include <linux/falloc.h>
 #include <linux/fs.h>
+#include <linux/magic.h>
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/stat.h>
+#include <sys/vfs.h>
 #include <unistd.h>
 
 #include "cleanup.h"
@@ -73,6 +75,56 @@ file_flush (struct disk *d)
   struct file *f = (struct file *) d;
 
   return fdatasync (f->fd);
+}
+
+static int
+file_settle (struct disk *d)
+{
+  struct file *f = (struct file *) d;
+
+  return fsync (f->fd);
+}
+
+/* File systems whose times another machine's clock, or a user's program, may
+ * have made.
+ */
+bool
+disk_has_local_times (int fd)
+{
+  static const uint32_t foreign[] = {
+    NFS_SUPER_MAGIC, SMB_SUPER_MAGIC, CIFS_SUPER_MAGIC, SMB2_SUPER_MAGIC,
+    FUSE_SUPER_MAGIC, CEPH_SUPER_MAGIC, V9FS_MAGIC, AFS_FS_MAGIC,
+    AFS_SUPER_MAGIC, CODA_SUPER_MAGIC, OCFS2_SUPER_MAGIC,
+    0x01161970, /* GFS2 */
+    0x0bd00bd0, /* Lustre */
+    0x786f4256, /* VirtualBox' shared folders */
+  };
+  struct statfs st;
+
+  if (fstatfs (fd, &st) == -1)
+    return false;
+  for (size_t i = 0; i < sizeof foreign / sizeof foreign[0]; i++)
+    if ((uint32_t) st.f_type == foreign[i])
+      return false;
+  return true;
+}
+
+static int
+file_times (struct disk *d, struct disk_times *t)
+{
+  struct file *f = (struct file *) d;
+  struct stat st;
+
+  if (f->is_block)
+    return 1;
+  if (fstat (f->fd, &st) == -1)
+    return -1;
+  t->size = st.st_size;
+  t->inode = st.st_ino;
+  t->device = st.st_dev;
+  t->mtime = st.st_mtim.tv_sec * INT64_C (1000000000) + st.st_mtim.tv_nsec;
+  t->local = disk_has_local_times (f->fd);
+  return 0;
 }
 
 static int
@@ -273,6 +325,8 @@ static const struct disk_ops file_ops = {
   .zero = file_zero,
   .trim = file_trim,
   .flush = file_flush,
+  .settle = file_settle,
+  .times = file_times,
   .cache = file_cache,
   .extent = file_extent,
   .next_data = file_next_data,

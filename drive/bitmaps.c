@@ -68,6 +68,7 @@ drive_free_bitmap (struct drive *d, struct named_bitmap *nb)
   bitmap_free (nb->bits);
   if (nb->slot && d->store)
     qcow2_free (d->store, nb->slot);
+  free (nb->reason);
   free (nb->name);
   free (nb);
 }
@@ -95,11 +96,14 @@ drive_build_marks (struct drive *d, struct bitmap **extra, size_t nr_extra)
   if (m == NULL)
     return NULL;
   m->nr = 0;
+  m->persistent = false;
   for (size_t i = 0; i < d->nr_bitmaps; i++) {
     struct named_bitmap *nb = d->bitmaps[i];
 
-    if (nb->recording && nb->bits)
+    if (nb->recording && nb->bits) {
       m->map[m->nr++] = nb->bits;
+      m->persistent |= nb->persistent;
+    }
   }
   for (size_t i = 0; i < nr_extra; i++)
     m->map[m->nr++] = extra[i];
@@ -177,7 +181,11 @@ drive_write_directory (struct drive *d, const struct drive_entry *entries,
     list[n].bits = nb->slot;
     n++;
   }
-  return qcow2_write_directory (d->store, list, n, err);
+  if (qcow2_write_directory (d->store, list, n, err) == 0)
+    return 0;
+  if (qcow2_failed (d->store))
+    drive_store_failed (d, err ? err->msg : "its directory was not written");
+  return -1;
 }
 
 int

@@ -16,7 +16,8 @@
 
 #include "cleanup.h"
 #include "drive.h"
-#include "incoming-names.h"
+#include "keeper.h"
+#include "load.h"
 
 bool
 drive_is_elsewhere (const struct drive *d)
@@ -146,128 +147,47 @@ decide_mode (struct drive *d, struct journal_record *rec, bool incoming,
   return 0;
 }
 
-/* ---- bitmaps as they were left ---- */
+/* ---- opening ---- */
 
-/* After a crash of the machine, or of writes that the kernel lost, the map may
- * lack bits whose pages never reached the disk: then everything that was
- * recording is dirty.
- */
-static bool
-lost_bits (const struct journal_record *was, enum qcow2_found found)
-{
-  char now[37];
-
-  if (found != QCOW2_UNCLEAN)
-    return found == QCOW2_LOST;
-  journal_boot_id (now);
-  return now[0] == '\0' || strcmp (now, was->boot_id) != 0;
-}
-
-static int
-load_bitmap (struct drive *d, const struct qcow2_entry *e, bool incoming,
-             bool all_dirty, struct error *err)
-{
-  struct named_bitmap *nb = calloc (1, sizeof *nb);
-
-  if (nb == NULL || (nb->name = strdup (e->name)) == NULL) {
-    free (nb);
-    return error_set (err, ENOMEM, "%m");
-  }
-  nb->shift = e->shift;
-  nb->recording = e->autoflag && !e->inconsistent;
-  nb->inconsistent = e->inconsistent;
-  nb->persistent = true;
-  nb->incoming = incoming;
-  nb->slot = e->bits;
-  nb->id = ++d->next_id;
-  d->bitmaps[d->nr_bitmaps++] = nb; /* freed with the drive from here on */
-  if (nb->inconsistent)
-    return 0;
-  nb->bits = bitmap_new_over (qcow2_words (nb->slot), d->size, nb->shift,
-                              err);
-  if (nb->bits == NULL)
-    return -1;
-  if (all_dirty && nb->recording)
-    bitmap_set (nb->bits, 0, d->size);
-  return 0;
-}
-
-/* Bitmaps of a migration that was not prepared, or all of them if the disk
- * had been given away (and may come back), are dropped.
+/* Judge, load, and record what came of it, in this order: killed anywhere
+ * between, the next open comes to the same judgement.  The reasons are recorded
+ * at once, since 'lastwrite' will no longer say them; not in the name of this
+ * boot, though, if the crash was in another one.
  */
 static int
-load_bitmaps (struct drive *d, enum journal_state was, bool all_dirty,
-              struct error *err)
-{
-  json_auto_t *coming = incoming_names_read (d->state_dir, err);
-  const struct qcow2_entry *entries;
-  bool dropped = false;
-  size_t nr;
-
-  if (coming == NULL)
-    return -1;
-  entries = qcow2_entries (d->store, &nr);
-  d->bitmaps = calloc (nr ? nr : 1, sizeof d->bitmaps[0]);
-  if (d->bitmaps == NULL)
-    return error_set (err, ENOMEM, "%m");
-  for (size_t i = 0; i < nr; i++) {
-    bool in = incoming_names_has (coming, entries[i].name);
-
-    if ((in && was == JOURNAL_INCOMING) || was == JOURNAL_GONE) {
-      dropped = true;
-      continue;
-    }
-    if (load_bitmap (d, &entries[i], in && d->mode == DRIVE_PREPARED,
-                     all_dirty, err) == -1)
-      return -1;
-  }
-  if (!dropped)
-    return 0;
-  /* The list of those to drop belongs to the store: write first, then free. */
-  {
-    CLEANUP_FREE struct qcow2_bits **gone = calloc (nr, sizeof (void *));
-    size_t n = 0;
-
-    if (gone == NULL)
-      return error_set (err, ENOMEM, "%m");
-    for (size_t i = 0; i < nr; i++)
-      if (entries[i].bits && !drive_find_bitmap (d, entries[i].name))
-        gone[n++] = entries[i].bits;
-    if (drive_write_list (d, err) == -1)
-      return -1;
-    while (n > 0)
-      qcow2_free (d->store, gone[--n]);
-  }
-  return 0;
-}
-
-static int
-open_store (struct drive *d, const struct journal_record *was,
+open_store (struct drive *d, bool created, struct journal_record *rec,
             struct error *err)
 {
-  CLEANUP_FREE char *path = NULL;
-  enum qcow2_found found;
+  const struct journal_record *was = journal_get (d->journal);
+  bool given_up;
+  char boot[37];
 
-  if (asprintf (&path, "%s/bitmaps.qcow2", d->state_dir) == -1) {
-    path = NULL;
-    return error_set (err, ENOMEM, "%m");
-  }
-  d->store = qcow2_open (path, d->path, d->size, &found, err);
-  if (d->store == NULL)
+  if (drive_load (d, created, &given_up, err) == -1)
     return -1;
-  return load_bitmaps (d, was->state, lost_bits (was, found), err);
-}
+  rec->reasons = reasons_to_json (d);
+  journal_boot_id (boot);
+  if (given_up && (was->clean || strcmp (was->boot_id, boot) == 0)) {
+    struct journal_record same = *was;
 
-/* ---- opening ---- */
+    same.reasons = rec->reasons;
+    if (journal_write (d->journal, &same, err) == -1)
+      return -1;
+  }
+  if (drive_start_log (d, err) == -1 ||
+      trust_record (d->disk, d->sidecar, false, &rec->trust, err) == -1)
+    return -1;
+  trust_start (d->trust, boot, rec->trust.disk_mtime);
+  return 0;
+}
 
 static int
 open_state (struct drive *d, const struct drive_options *opt,
             struct error *err)
 {
   CLEANUP_FREE char *path = NULL;
-  const struct journal_record *was;
   struct journal_record rec;
   bool created;
+  int r;
 
   if (mkdir (d->state_dir, 0700) == -1 && errno != EEXIST)
     return error_set (err, errno, "create the state directory %s: %m",
@@ -279,14 +199,17 @@ open_state (struct drive *d, const struct drive_options *opt,
   d->journal = journal_open (path, &created, err);
   if (d->journal == NULL)
     return -1;
-  was = journal_get (d->journal);
-  rec = *was; /* its strings stay the journal's, which copies them */
+  rec = *journal_get (d->journal); /* its strings stay the journal's */
+  rec.reasons = NULL;
   if (decide_mode (d, &rec, opt->incoming, err) == -1)
     return error_prefix (err, "%s", path);
-  if (d->mode != DRIVE_GONE && open_store (d, was, err) == -1)
-    return -1;
-  rec.clean = false;
-  return journal_write (d->journal, &rec, err);
+  r = d->mode == DRIVE_GONE ? 0 : open_store (d, created, &rec, err);
+  if (r == 0) {
+    rec.clean = false;
+    r = journal_write (d->journal, &rec, err);
+  }
+  json_decref (rec.reasons);
+  return r;
 }
 
 static struct drive *
@@ -302,18 +225,46 @@ alloc_drive (const struct drive_options *opt, struct error *err)
   gate_init (&d->reads);
   pthread_mutex_init (&d->control, NULL);
   pthread_mutex_init (&d->list, NULL);
+  d->durability = opt->durability;
   d->name = strdup (opt->name);
   d->path = strdup (opt->path);
   if (opt->state_dir)
     d->state_dir = strdup (opt->state_dir);
   else if (asprintf (&d->state_dir, "%s.ferry", opt->path) == -1)
     d->state_dir = NULL;
-  if (d->name && d->path && d->state_dir)
+  if (d->state_dir && asprintf (&d->sidecar, "%s/bitmaps.qcow2",
+                                d->state_dir) == -1)
+    d->sidecar = NULL;
+  if (d->name && d->path && d->sidecar)
     return d;
   drive_free (d);
  nomem:
   error_set (err, ENOMEM, "%m");
   return NULL;
+}
+
+/* What was closed in good order stays so when it could not be opened: nothing
+ * was served, but in_use was set.
+ */
+static void
+close_as_found (struct drive *d)
+{
+  struct journal_record rec = *journal_get (d->journal);
+  struct qcow2 *store = d->store;
+
+  for (size_t i = 0; i < d->nr_bitmaps; i++) {
+    struct named_bitmap *nb = d->bitmaps[i];
+
+    bitmap_free (nb->persistent ? nb->bits : NULL);
+    nb->bits = nb->persistent ? NULL : nb->bits;
+    nb->slot = NULL;
+  }
+  d->store = NULL;
+  if (qcow2_close (store, NULL) == -1 ||
+      trust_record (d->disk, d->sidecar, true, &rec.trust, NULL) == -1)
+    return;
+  rec.clean = true;
+  journal_write (d->journal, &rec, NULL);
 }
 
 struct drive *
@@ -349,6 +300,8 @@ drive_open (const struct drive_options *opt, struct error *err)
   return d;
 
  fail:
+  if (d->store && d->found_clean)
+    close_as_found (d);
   drive_free (d);
   return NULL;
 }
@@ -391,10 +344,18 @@ drive_may_serve (struct drive *d, struct error *err)
 
 /* ---- closing ---- */
 
+static int
+settle (struct disk *disk)
+{
+  return disk->ops->settle ? disk->ops->settle (disk)
+                           : disk->ops->flush (disk);
+}
+
 /* The store as a clean close leaves it.  Control lock held, nobody inside. */
 static int
 close_store (struct drive *d, struct error *err)
 {
+  json_auto_t *reasons = reasons_to_json (d);
   struct journal_record rec;
   struct qcow2 *store = d->store;
   bool ours = !drive_is_elsewhere (d);
@@ -416,14 +377,24 @@ close_store (struct drive *d, struct error *err)
     qcow2_abandon (store);
     return 0;
   }
-  if (d->disk->ops->flush (d->disk) == -1) {
+  /* The disk's times too must be durable before they are recorded. */
+  if (settle (d->disk) == -1) {
     qcow2_abandon (store);
     return error_set (err, errno, "flush %s: %m", d->path);
   }
-  if (qcow2_close (store, err) == -1)
+  if (drive_failure (d)) {
+    /* It stays in use, and the next open takes it for what it is. */
+    qcow2_abandon (store);
+    return error_set (err, EIO, "%s", drive_failure (d));
+  }
+  if (qcow2_close (store, err) == -1 ||
+      activity_finish (d->activity, err) == -1)
     return -1;
   rec = *journal_get (d->journal);
+  if (trust_record (d->disk, d->sidecar, true, &rec.trust, err) == -1)
+    return -1;
   rec.clean = true;
+  rec.reasons = reasons;
   return journal_write (d->journal, &rec, err);
 }
 
@@ -435,6 +406,7 @@ drive_shutdown (struct drive *d, struct error *err)
 
   gate_stop (&d->writes);
   gate_stop (&d->reads);
+  keeper_stop (d);
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&d->control);
   gate_close (&d->writes);
   gate_close (&d->reads);
@@ -453,6 +425,7 @@ drive_free (struct drive *d)
 {
   if (d == NULL)
     return;
+  keeper_stop (d);
   free (d->marks);
   for (size_t i = 0; i < d->nr_bitmaps; i++) {
     d->bitmaps[i]->slot = NULL; /* the store keeps its clusters */
@@ -467,10 +440,14 @@ drive_free (struct drive *d)
     d->remote->ops->close (d->remote);
   if (d->disk)
     d->disk->ops->close (d->disk);
+  trust_close (d->trust);
+  activity_close (d->activity);
+  free (d->store_reason);
   pthread_mutex_destroy (&d->control);
   pthread_mutex_destroy (&d->list);
   gate_destroy (&d->writes);
   gate_destroy (&d->reads);
+  free (d->sidecar);
   free (d->name);
   free (d->path);
   free (d->state_dir);

@@ -20,12 +20,14 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "activity.h"
 #include "bitmap.h"
 #include "disk.h"
 #include "error.h"
 #include "gate.h"
 #include "journal.h"
 #include "qcow2.h"
+#include "trust.h"
 
 /* Who serves the disk now.  Changes only by drive_set_mode, with both locks
  * held and both gates shut (or before the first request), so that each of
@@ -40,6 +42,14 @@ enum drive_mode {
   DRIVE_FORWARD,  /* moved; requests go on to 'remote' */
 };
 
+/* Why a bitmap is not what it was: why it is inconsistent, or what happened to
+ * one that is not.
+ */
+struct reason {
+  int64_t time; /* s since 1970 */
+  char text[];
+};
+
 struct named_bitmap {
   char *name;
   struct bitmap *bits;     /* NULL if inconsistent */
@@ -49,14 +59,22 @@ struct named_bitmap {
   bool incoming;           /* belongs to a migration not yet committed */
   uint64_t id;             /* of this instance, never used again */
   atomic_uint_fast64_t version; /* + 1 after bits changed without a write */
+  struct reason *reason;   /* or NULL; protected by the drive's list lock */
 };
 
 /* What writes must mark, in this order.  Immutable once published; replaced
  * while the write gate is shut.
  */
 struct marks {
+  bool persistent; /* one of them is: regions must be armed before a write */
   size_t nr;
   struct bitmap *map[];
+};
+
+/* What persistent bitmaps survive beside a crash of the daemon. */
+enum drive_durability {
+  DURABILITY_POWER,   /* a loss of power */
+  DURABILITY_PROCESS, /* nothing: after a loss of power all is dirty */
 };
 
 struct drive {
@@ -64,8 +82,15 @@ struct drive {
   char *name;      /* of the export */
   char *path;      /* of the disk, absolute */
   char *state_dir; /* absolute */
+  char *sidecar;   /* path of bitmaps.qcow2 in it */
   uint64_t size;   /* bytes */
   struct disk *disk;
+  struct trust *trust; /* the times of the last writes; NULL: no bitmaps are
+                          kept here */
+  enum trust_verdict verdict; /* upon the disk as it was found */
+  bool found_clean; /* closed in good order, and nobody wrote since */
+  enum drive_durability durability;
+  struct activity *activity; /* the activity log; NULL: no bitmaps are kept */
 
   struct gate writes, reads;
   struct marks *marks;   /* read inside 'writes', replaced while it is shut */
@@ -73,6 +98,15 @@ struct drive {
   struct disk *remote;   /* of DRIVE_FORWARD, like 'mode' */
   atomic_uint_fast64_t delay_ns; /* each write waits that long; relaxed: a
                                     stale value slows one write more or less */
+
+  /* What is marked in persistent bitmaps does not reach the sidecar any more,
+   * and so writes fail, for good.  Set before the first mark that is lost can
+   * have returned, also by a handler of SIGBUS (qcow2_report_lost).
+   */
+  atomic_bool store_failed;
+  _Atomic (char *) store_reason; /* why; set once, after store_failed */
+  atomic_bool arming_failed;     /* the last try to write the activity log */
+  struct keeper *keeper;         /* the owner's: drive_start, drive_shutdown */
 
   /* Serialises operations on bitmaps, store and journal, however long they
    * take.  Taken before 'list' and before any gate.
@@ -98,6 +132,7 @@ struct drive_options {
   const char *state_dir; /* absolute; NULL: path.ferry */
   uint64_t create;       /* size of a missing file, or 0 */
   bool readonly;
+  enum drive_durability durability;
   bool incoming;         /* be a destination, if the journal allows it */
 };
 
@@ -113,6 +148,23 @@ struct drive *drive_open (const struct drive_options *opt, struct error *err);
  */
 int drive_shutdown (struct drive *d, struct error *err);
 void drive_free (struct drive *d);
+
+/* Start the drive's own thread, which keeps the activity log small; needed
+ * once, after the daemon has forked.  drive_shutdown ends it.
+ */
+int drive_start (struct drive *d, struct error *err);
+
+/* Where a drive says what an administrator must know; nowhere before. */
+void drive_set_log (void (*log) (const char *fmt, ...));
+void drive_log (const char *fmt, ...) __attribute__ ((format (printf, 1, 2)));
+
+/* The store has failed: see store_failed above.  The first call logs, and
+ * records it for the next open.  Any thread, but no signal handler.
+ */
+void drive_store_failed (struct drive *d, const char *reason);
+
+/* Why writes fail, or NULL if they do not. */
+const char *drive_failure (struct drive *d);
 
 /* May a client open it?  0, or -1 with the reason. */
 int drive_may_serve (struct drive *d, struct error *err);
@@ -218,5 +270,26 @@ int drive_write_directory (struct drive *d, const struct drive_entry *entries,
 
 /* The same for the list as it stands. */
 int drive_write_list (struct drive *d, struct error *err);
+
+/* ---- reasons (drive/reasons.c) ---- */
+
+/* Say of a bitmap why it is not what it was; replaces what was said before.
+ * Shown at once; durable when the store is closed.  Takes list.  Want of
+ * memory is passed over.
+ */
+void drive_set_reason (struct drive *d, struct named_bitmap *nb,
+                       const char *fmt, ...)
+  __attribute__ ((format (printf, 3, 4)));
+
+void drive_forget_reason (struct drive *d, struct named_bitmap *nb);
+
+/* All reasons, for the journal; NULL if there are none.  Control or list held.
+ * Bounded: of many bitmaps with long names the names are left out, and what
+ * is oldest goes.
+ */
+json_t *reasons_to_json (struct drive *d);
+
+/* Give the bitmaps of the list what the journal says of them. */
+void reasons_from_json (struct drive *d, const json_t *reasons);
 
 #endif /* FERRY_DRIVE_H */

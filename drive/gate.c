@@ -6,6 +6,28 @@
  * consistent, so at least one of the two sees the other (Dekker's argument):
  * no request is inside without being counted, and none slips past a shut
  * door.  Who finds it shut takes itself out again and sleeps.
+ *
+ * Leaving is: subtract one, and if that left the counter at 0, look whether
+ * somebody watches.  Watching is: say so, then look at the counters.  The same
+ * argument: one of the two sees the other, and nobody sleeps for ever.
+ *
+ * Synchronizing is: wait until each counter was seen at 0 once.  A request
+ * that was inside before has kept one counter above 0, from its entry until
+ * it left (a token names the counter that was raised, and that same one is
+ * lowered), so a counter that is seen at 0 later means that it has left.
+ * Nothing more is needed to be right.  But new requests could keep a counter
+ * above 0 for ever, so there are two for each shard, and new requests are
+ * sent to the one that is not being waited for:
+ *
+ *   1. wait for side B, which nobody is sent to: those who were there
+ *      when the last one flipped, and have left but for a few
+ *   2. flip: new requests go to side B
+ *   3. wait for side A
+ *
+ * A request that had read the old side before a flip may still raise it
+ * after; that is one request a thread, and the waiting is as right as before.
+ * Whoever was not waited for has come to its counter after the look at 0, and
+ * so sees what was stored before the call: all of these steps are seq_cst.
  */
 #include <config.h>
 
@@ -19,12 +41,15 @@ void
 gate_init (struct gate *g)
 {
   for (size_t i = 0; i < GATE_SHARDS; i++)
-    atomic_init (&g->shard[i].inside, 0);
+    for (size_t side = 0; side < 2; side++)
+      atomic_init (&g->shard[i].inside[side], 0);
   atomic_init (&g->shut, false);
+  atomic_init (&g->watched, false);
+  atomic_init (&g->side, 0);
   pthread_mutex_init (&g->lock, NULL);
   clock_cond_init (&g->opened);
   pthread_cond_init (&g->drained, NULL);
-  g->taken = g->stopped = false;
+  g->taken = g->synchronizing = g->stopped = false;
   g->shut_at = g->longest = 0;
 }
 
@@ -49,13 +74,20 @@ my_shard (void)
   return mine - 1;
 }
 
+/* A token is twice the shard, plus the side. */
+static atomic_uint *
+counter (struct gate *g, int token)
+{
+  return &g->shard[token / 2].inside[token % 2];
+}
+
 void
 gate_leave (struct gate *g, int token)
 {
-  atomic_fetch_sub (&g->shard[token].inside, 1);
-  if (atomic_load (&g->shut)) {
+  if (atomic_fetch_sub (counter (g, token), 1) == 1 &&
+      atomic_load (&g->watched)) {
     /* Under the lock, so that it can't fall between the look and the sleep
-     * of who waits in gate_close.
+     * of who waits.
      */
     pthread_mutex_lock (&g->lock);
     pthread_cond_broadcast (&g->drained);
@@ -66,12 +98,14 @@ gate_leave (struct gate *g, int token)
 int
 gate_enter (struct gate *g)
 {
-  int token = my_shard ();
+  const int shard = my_shard ();
 
   for (;;) {
+    const int token =
+      2 * shard + atomic_load_explicit (&g->side, memory_order_relaxed);
     bool stopped;
 
-    atomic_fetch_add (&g->shard[token].inside, 1);
+    atomic_fetch_add (counter (g, token), 1);
     if (!atomic_load (&g->shut))
       return token;
     gate_leave (g, token);
@@ -93,9 +127,45 @@ count_inside (struct gate *g)
 {
   unsigned n = 0;
 
-  for (size_t i = 0; i < GATE_SHARDS; i++)
-    n += atomic_load (&g->shard[i].inside);
+  for (int token = 0; token < 2 * GATE_SHARDS; token++)
+    n += atomic_load (counter (g, token));
   return n;
+}
+
+/* Lock held. */
+static void
+set_watched (struct gate *g)
+{
+  atomic_store (&g->watched, atomic_load (&g->shut) || g->synchronizing);
+}
+
+/* Wait until each counter of that side was 0 once.  Lock held. */
+static void
+wait_for_side (struct gate *g, unsigned side)
+{
+  for (int shard = 0; shard < GATE_SHARDS; shard++)
+    while (atomic_load (counter (g, 2 * shard + side)) > 0)
+      pthread_cond_wait (&g->drained, &g->lock);
+}
+
+void
+gate_synchronize (struct gate *g)
+{
+  unsigned side;
+
+  pthread_mutex_lock (&g->lock);
+  while (g->synchronizing)
+    pthread_cond_wait (&g->drained, &g->lock);
+  g->synchronizing = true;
+  set_watched (g);
+  side = atomic_load (&g->side);
+  wait_for_side (g, !side);
+  atomic_store (&g->side, !side);
+  wait_for_side (g, side);
+  g->synchronizing = false;
+  set_watched (g);
+  pthread_cond_broadcast (&g->drained);
+  pthread_mutex_unlock (&g->lock);
 }
 
 void
@@ -107,6 +177,7 @@ gate_close (struct gate *g)
   g->taken = true;
   g->shut_at = now_ns ();
   atomic_store (&g->shut, true);
+  set_watched (g);
   while (count_inside (g) > 0)
     pthread_cond_wait (&g->drained, &g->lock);
   pthread_mutex_unlock (&g->lock);
@@ -124,6 +195,7 @@ gate_open (struct gate *g)
   g->taken = false;
   if (!g->stopped)
     atomic_store (&g->shut, false);
+  set_watched (g);
   pthread_cond_broadcast (&g->opened);
   pthread_cond_broadcast (&g->drained);
   pthread_mutex_unlock (&g->lock);
@@ -136,6 +208,7 @@ gate_stop (struct gate *g)
   pthread_mutex_lock (&g->lock);
   g->stopped = true;
   atomic_store (&g->shut, true);
+  set_watched (g);
   pthread_cond_broadcast (&g->opened);
   pthread_mutex_unlock (&g->lock);
 }

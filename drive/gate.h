@@ -4,7 +4,9 @@
  * Requests enter on the shared side, which costs two atomic operations on a
  * cache line of their own.  Who needs a point in time takes the exclusive
  * side: new requests are held at the door, those inside are waited for, and
- * then nothing is in flight.  How long the door was shut is measured.
+ * then nothing is in flight.  How long the door was shut is measured.  Who
+ * only must know that everybody inside has seen a change synchronizes, which
+ * holds nobody back.
  */
 #ifndef FERRY_GATE_H
 #define FERRY_GATE_H
@@ -17,17 +19,21 @@
 #define GATE_SHARDS 32
 
 struct gate_shard {
-  _Alignas (64) atomic_uint inside; /* requests inside through this shard */
+  /* Requests inside through this shard, by the side that they took. */
+  _Alignas (64) atomic_uint inside[2];
 };
 
 struct gate {
   struct gate_shard shard[GATE_SHARDS];
-  atomic_bool shut; /* the door; written under the lock */
+  atomic_bool shut;    /* the door; written under the lock, as the next two */
+  atomic_bool watched; /* who leaves last wakes somebody */
+  atomic_uint side;    /* 0 or 1: which counters new requests take */
 
   pthread_mutex_t lock; /* protects what follows */
   pthread_cond_t opened;  /* 'shut' became false, or 'stopped' true */
-  pthread_cond_t drained; /* somebody left while the door was shut */
+  pthread_cond_t drained; /* a counter became 0 while it was watched */
   bool taken;             /* somebody has the exclusive side */
+  bool synchronizing;     /* somebody is in gate_synchronize */
   bool stopped;           /* for good: everybody is turned away */
   uint64_t shut_at;       /* ns, CLOCK_MONOTONIC */
   uint64_t longest;       /* ns, the longest time that the door was shut */
@@ -48,6 +54,11 @@ void gate_leave (struct gate *g, int token);
  */
 void gate_close (struct gate *g);
 uint64_t gate_open (struct gate *g);
+
+/* Wait until everybody has left who is inside now, and hold nobody back.  Who
+ * enters after this was called sees all that was stored (seq_cst) before.
+ */
+void gate_synchronize (struct gate *g);
 
 /* Wake everybody who waits at the door, and turn everybody away from now on,
  * with ESHUTDOWN.  Those inside go on; gate_close still works.

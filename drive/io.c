@@ -1,9 +1,13 @@
 /* nbdferry - requests to a drive
  * SPDX-License-Identifier: BSD-3-Clause
  *
- * A request that changes data goes: gate, mark, submit, mark again, leave.
- * What is marked is fixed when the request is inside the gate, since it is
- * replaced only while the gate is shut.
+ * A request that changes data goes: gate, arm, mark, submit, mark again,
+ * leave.  What is marked is fixed when the request is inside the gate, since
+ * it is replaced only while the gate is shut.
+ *
+ * The activity log is looked at inside the gate, because a region is disarmed
+ * only when all who have seen it armed have left (drive/keeper.c).  It is
+ * written outside, so that who shuts the gate does not wait for a sync.
  */
 #include <config.h>
 
@@ -18,9 +22,45 @@ mark (const struct marks *m, uint64_t offset, uint64_t len)
     bitmap_set (m->map[i], offset, len);
 }
 
-/* The mark before: through the gate, then set the bits.  Returns the gate's
- * token, or -1 with errno.
+/* Make the regions of that range durably armed. */
+static int
+arm (struct drive *d, uint64_t offset, uint64_t len)
+{
+  if (activity_arm (d->activity, offset, len) == 0) {
+    if (atomic_load (&d->arming_failed) &&
+        atomic_exchange (&d->arming_failed, false))
+      drive_log ("disk '%s': %s/activity can be written again, and so can the "
+                 "disk", d->name, d->state_dir);
+    return 0;
+  }
+  if (errno == ESHUTDOWN)
+    return -1;
+  if (!atomic_exchange (&d->arming_failed, true))
+    drive_log ("disk '%s': writes fail, because they could not be tracked: "
+               "write to %s/activity: %m", d->name, d->state_dir);
+  errno = EIO;
+  return -1;
+}
+
+/* Through the gate, with the regions of that range armed if need be.  Returns
+ * the gate's token, or -1 with errno.
  */
+static int
+enter_armed (struct drive *d, uint64_t offset, uint64_t len)
+{
+  for (;;) {
+    int token = gate_enter (&d->writes);
+
+    if (token == -1 || d->mode != DRIVE_ACTIVE || !d->marks->persistent ||
+        activity_is_armed (d->activity, offset, len))
+      return token;
+    gate_leave (&d->writes, token);
+    if (arm (d, offset, len) == -1)
+      return -1;
+  }
+}
+
+/* The mark before.  Returns the gate's token, or -1 with errno. */
 static int
 begin_write (struct drive *d, uint64_t offset, uint64_t len)
 {
@@ -30,11 +70,19 @@ begin_write (struct drive *d, uint64_t offset, uint64_t len)
 
   if (delay > 0)
     gate_delay (&d->writes, delay);
-  token = gate_enter (&d->writes);
+  token = enter_armed (d, offset, len);
   if (token == -1)
     return -1;
-  if (d->mode == DRIVE_ACTIVE)
+  if (d->mode == DRIVE_ACTIVE) {
     mark (d->marks, offset, len);
+    if (d->marks->persistent && atomic_load (&d->store_failed)) {
+      gate_leave (&d->writes, token);
+      drive_store_failed (d, "the pages of bitmaps.qcow2 cannot be had");
+      errno = EIO;
+      return -1;
+    }
+    trust_write_begins (d->trust, token / 2);
+  }
   else if (d->mode != DRIVE_FORWARD) {
     gate_leave (&d->writes, token);
     errno = ESHUTDOWN;
@@ -52,12 +100,21 @@ static int
 end_write (struct drive *d, int token, uint64_t offset, uint64_t len, int r)
 {
   int saved = errno;
+  bool lost = false;
 
   if (d->mode == DRIVE_ACTIVE) {
     atomic_thread_fence (memory_order_seq_cst);
     mark (d->marks, offset, len);
+    lost = d->marks->persistent && atomic_load (&d->store_failed);
+    trust_write_ended (d->trust, token / 2);
   }
   gate_leave (&d->writes, token);
+  if (lost) {
+    /* It has landed, perhaps, but nobody may rely on its bits. */
+    drive_store_failed (d, "the pages of bitmaps.qcow2 cannot be had");
+    saved = EIO;
+    r = -1;
+  }
   errno = saved;
   return r;
 }

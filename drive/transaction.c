@@ -7,13 +7,26 @@
  *    actions before it leave it.  New bitmaps are made.  Nothing that others
  *    can see has changed; an error ends here, and the plan is thrown away.
  * 2. Record: the sidecars' directories are written.  A failure puts back
- *    those that were written before it.
+ *    those that were written before it.  Before a directory can say that a
+ *    bitmap does not record any more, the activity log says that armed regions
+ *    concern all bitmaps: bits of that one may be in memory alone.
  * 3. The instant: the gates are shut, and what writes mark is replaced.
- * 4. Walk: merges and clears, in order, while requests go on.  A clear must
+ * 4. Walk: merges and clears, while requests go on; first all that sets bits,
+ *    then all that clears them, so that a bit which moves from one bitmap to
+ *    another is never in neither, whenever we are killed.  A clear must
  *    be one as of the instant, so the bitmap gets a companion, which is marked
  *    beside it from the instant on if it records then; and every bit is
  *    cleared that the companion does not have (bitmap_retain).  Writes mark
- *    the companion first, so a write after the instant is never cleared.
+ *    the companion first, so that a write after the instant keeps its bit, or
+ *    gets it back at once; the companion is in memory that dies with the
+ *    daemon, and so the activity log says that a clear is under way.
+ * 5. Settle: bits that were merged, or of bitmaps that do not record any more,
+ *    are made durable; then what the activity log says is taken back.
+ *
+ * Killed between 2 and 3, it is as if the instant had been the kill.  The
+ * directory must not be written later: a bitmap that is on disk as recording
+ * after the instant lacks what was written since.  Nor need it be written
+ * twice, since the log covers what it may say too early.
  *
  * The control locks of all drives are held throughout.
  */
@@ -32,9 +45,11 @@
 /* A bitmap as it will be. */
 struct planned {
   struct named_bitmap *nb;
-  struct bitmap *companion; /* of one that is cleared while it records */
+  struct bitmap *companion; /* of one that is cleared: what it is to keep */
+  struct bitmap *merged;    /* what was merged into it after that */
   bool recording;
   bool added, removed;
+  bool cleared, touched; /* so far, in the walk */
 };
 
 struct plan {
@@ -43,7 +58,9 @@ struct plan {
   size_t nr;
   bool changed;         /* the list, or what is recording */
   bool persistent;      /* the sidecar's directory changes */
-  bool written;
+  bool disables;        /* a persistent bitmap stops to record */
+  bool clears;          /* one that records is cleared */
+  bool merges;          /* into a persistent one */
   struct named_bitmap **bitmaps; /* the new list, and its length */
   size_t nr_bitmaps;
   struct marks *marks;        /* for the instant; afterwards the old ones */
@@ -145,6 +162,11 @@ usable (struct transaction *t, const struct bitmap_ref *ref,
                ref->name);
     return NULL;
   }
+  if (b->nb->persistent && drive_failure (ref->drive)) {
+    error_set (err, EIO, "Bitmap '%s' cannot be used: %s has failed (%s)",
+               ref->name, ref->drive->sidecar, drive_failure (ref->drive));
+    return NULL;
+  }
   return b;
 }
 
@@ -154,6 +176,9 @@ check_persistent (const struct plan *p, const char *name, struct error *err)
   if (p->drive->store == NULL)
     return error_set (err, EOPNOTSUPP, "Can't store persistent bitmaps to "
                       "%s: Operation not supported", p->drive->name);
+  if (p->drive->size == 0) /* QEMU could not read such a sidecar */
+    return error_set (err, EINVAL, "Can't make bitmap '%s' persistent in "
+                      "'%s': The disk is empty", name, p->drive->name);
   if (strlen (name) > MAX_PERSISTENT_NAME)
     return error_set (err, EINVAL, "Can't make bitmap '%s' persistent in "
                       "'%s': Name length exceeds maximum (%d characters)",
@@ -193,6 +218,9 @@ prepare_add (struct plan *p, const struct bitmap_action *a, struct error *err)
                                          "persistent in '%s'", name,
                                          p->drive->name)
                          : -1;
+  /* Nobody knows it yet, and it is recorded with these. */
+  if (a->bits)
+    bitmap_merge (b->nb->bits, a->bits);
   b->added = true;
   b->recording = !a->disabled;
   p->nr++;
@@ -203,7 +231,7 @@ prepare_add (struct plan *p, const struct bitmap_action *a, struct error *err)
 
 static int
 prepare_merge (struct transaction *t, const struct bitmap_action *a,
-               struct error *err)
+               struct planned *b, struct error *err)
 {
   for (size_t i = 0; i < a->nr_sources; i++) {
     const struct planned *src = usable (t, &a->sources[i], false, err);
@@ -217,7 +245,9 @@ prepare_merge (struct transaction *t, const struct bitmap_action *a,
                         "(destination size is %" PRIu64 ", source size is %"
                         PRIu64 ") and can't be merged", to, from);
   }
-  return 0;
+  if (b->companion && b->merged == NULL)
+    b->merged = bitmap_new (a->target.drive->size, b->nb->shift, err);
+  return b->companion && b->merged == NULL ? -1 : 0;
 }
 
 static int
@@ -252,7 +282,7 @@ prepare (struct transaction *t, const struct bitmap_action *a,
   case BITMAP_CLEAR:
     return prepare_clear (p, b, err);
   default:
-    return prepare_merge (t, a, err);
+    return prepare_merge (t, a, b, err);
   }
   p->changed = true;
   p->persistent |= b->nb->persistent;
@@ -266,6 +296,7 @@ finish_plan (struct plan *p, struct error *err)
   struct drive *d = p->drive;
   struct bitmap *ship = d->ship;
   size_t most = 2 * p->nr + 1, n = 0, companions = 0;
+  bool persistent = false;
 
   p->bitmaps = calloc (p->nr + 1, sizeof p->bitmaps[0]);
   p->marks = malloc (sizeof *p->marks + most * sizeof p->marks->map[0]);
@@ -284,11 +315,14 @@ finish_plan (struct plan *p, struct error *err)
     if (b->removed)
       continue;
     p->bitmaps[p->nr_bitmaps++] = b->nb;
-    if (b->recording && b->nb->bits)
+    if (b->recording && b->nb->bits) {
       p->marks->map[companions + n++] = b->nb->bits;
+      persistent |= b->nb->persistent;
+    }
   }
   p->marks->nr = companions + n;
   p->marks_after->nr = n;
+  p->marks->persistent = p->marks_after->persistent = persistent;
   memcpy (p->marks_after->map, p->marks->map + companions,
           n * sizeof p->marks->map[0]);
   if (ship) {
@@ -300,6 +334,53 @@ finish_plan (struct plan *p, struct error *err)
 }
 
 /* ---- record ---- */
+
+/* What the activity log must say meanwhile. */
+static void
+note_kinds (struct transaction *t, const struct bitmap_action *a)
+{
+  struct plan *p = plan_of (t, a->target.drive);
+  const struct planned *b = planned_find (p, a->target.name);
+
+  if (!b->nb->persistent || b->removed)
+    return;
+  p->merges |= a->type == BITMAP_MERGE;
+  p->clears |= a->type == BITMAP_CLEAR && b->recording;
+  p->disables |= a->type == BITMAP_DISABLE && !b->recording;
+}
+
+static int
+flag_log (struct plan *p, struct error *err)
+{
+  struct activity *log = p->drive->activity;
+
+  if (p->disables &&
+      activity_flag (log, ACTIVITY_EVERY, 0, true, err) == -1)
+    return -1;
+  /* For a crash of the daemon alone, so it need not be durable. */
+  if (p->clears &&
+      activity_flag (log, ACTIVITY_CLEARING, 0, false, err) == -1)
+    return -1;
+  return 0;
+}
+
+/* Part 5; the flags stay if the bits are not durable. */
+static int
+settle (struct plan *p, struct error *err)
+{
+  struct drive *d = p->drive;
+
+  if ((p->disables || p->merges) && qcow2_sync (d->store, err) == -1) {
+    drive_store_failed (d, err->msg);
+    return error_prefix (err, "the bitmaps were changed, but that is not "
+                         "durable");
+  }
+  if (p->disables || p->clears)
+    /* Should this fail, too much is dirty after a crash. */
+    activity_flag (d->activity, 0, ACTIVITY_EVERY | ACTIVITY_CLEARING, false,
+                   NULL);
+  return 0;
+}
 
 static int
 write_plan (struct plan *p, struct error *err)
@@ -324,6 +405,8 @@ record (struct transaction *t, struct error *err)
   for (size_t i = 0; i < t->nr; i++) {
     struct plan *p = &t->plans[i];
 
+    if (flag_log (p, err) == -1)
+      return -1;
     if (!p->persistent)
       continue;
     if (write_plan (p, err) == -1) {
@@ -362,27 +445,121 @@ instant (struct transaction *t)
   }
 }
 
-static void
-walk (struct transaction *t, const struct bitmap_action *a)
+static struct planned *
+planned_of (struct transaction *t, const struct bitmap_ref *ref)
 {
-  struct planned *b = planned_find (plan_of (t, a->target.drive),
-                                    a->target.name);
+  return planned_find (plan_of (t, ref->drive), ref->name);
+}
 
-  if (a->type == BITMAP_CLEAR)
-    bitmap_retain (b->nb->bits, b->companion);
-  else if (a->type == BITMAP_MERGE) {
-    for (size_t i = 0; i < a->nr_sources; i++) {
-      struct planned *src = planned_find (plan_of (t, a->sources[i].drive),
-                                          a->sources[i].name);
+/* dst |= src, as it is after the actions before.  One that is cleared has
+ * then what its companion has, and what was merged into it since; but its
+ * bits are still there, and only grow for now.
+ */
+static void
+merge_one (struct planned *dst, bool cleared, const struct planned *src,
+           bool src_cleared)
+{
+  struct bitmap *into[2] = { dst->nb->bits, cleared ? dst->merged : NULL };
 
-      if (src != b)
-        bitmap_merge (b->nb->bits, src->nb->bits);
+  if (src == dst)
+    return;
+  for (size_t i = 0; i < 2; i++) {
+    if (into[i] == NULL)
+      continue;
+    if (!src_cleared)
+      bitmap_merge (into[i], src->nb->bits);
+    else {
+      bitmap_merge (into[i], src->companion);
+      if (src->merged)
+        bitmap_merge (into[i], src->merged);
     }
   }
-  else
-    return;
-  /* After the bits: a migration that sees the new version sends them all. */
-  atomic_fetch_add (&b->nb->version, 1);
+}
+
+/* All that sets bits, in order.  Returns whether there was anything. */
+static bool
+walk_merges (struct transaction *t, const struct bitmap_action *actions,
+             size_t nr)
+{
+  bool any = false;
+
+  for (size_t i = 0; i < nr; i++) {
+    struct planned *b = planned_of (t, &actions[i].target);
+
+    if (actions[i].type == BITMAP_CLEAR) {
+      b->cleared = true;
+      if (b->merged)
+        bitmap_clear_all (b->merged);
+    }
+    else if (actions[i].type == BITMAP_MERGE) {
+      for (size_t k = 0; k < actions[i].nr_sources; k++) {
+        struct planned *src = planned_of (t, &actions[i].sources[k]);
+
+        merge_one (b, b->cleared, src, src->cleared);
+      }
+      any = true;
+    }
+    else
+      continue;
+    b->touched = true;
+  }
+  return any;
+}
+
+/* Then all that clears them: a bit that moves from one bitmap to another is
+ * never in neither.
+ */
+static void
+walk_clears (struct plan *p)
+{
+  for (size_t i = 0; i < p->nr; i++) {
+    struct planned *b = &p->list[i];
+
+    if (b->cleared) {
+      if (b->merged)
+        bitmap_merge (b->companion, b->merged);
+      bitmap_retain (b->nb->bits, b->companion);
+      drive_forget_reason (p->drive, b->nb);
+    }
+    /* After the bits: a migration that sees the new version sends them all. */
+    if (b->touched)
+      atomic_fetch_add (&b->nb->version, 1);
+  }
+}
+
+/* Bits that were merged are durable before those that they came from go. */
+static int
+sync_merges (struct transaction *t, struct error *err)
+{
+  int r = 0;
+
+  for (size_t i = 0; i < t->nr; i++) {
+    struct plan *p = &t->plans[i];
+
+    if (p->merges && p->drive->store &&
+        qcow2_sync (p->drive->store, err) == -1)
+      r = -1;
+  }
+  return r;
+}
+
+/* -1: bits may be lost by a loss of power; then nothing was cleared. */
+static int
+walk (struct transaction *t, const struct bitmap_action *actions, size_t nr,
+      struct error *err)
+{
+  bool cleared = false;
+
+  if (walk_merges (t, actions, nr)) {
+    for (size_t i = 0; i < nr; i++)
+      cleared |= actions[i].type == BITMAP_CLEAR;
+    /* Without a clear, it is enough that they are when it has settled. */
+    if (cleared && sync_merges (t, err) == -1)
+      return -1;
+  }
+  for (size_t i = 0; i < t->nr; i++)
+    walk_clears (&t->plans[i]);
+  return 0;
 }
 
 static void
@@ -406,6 +583,7 @@ free_plan (struct plan *p, bool done)
     struct planned *b = &p->list[i];
 
     bitmap_free (b->companion);
+    bitmap_free (b->merged);
     /* What was added and removed in one transaction goes either way. */
     if (done ? b->removed : b->added)
       drive_free_bitmap (p->drive, b->nb);
@@ -422,6 +600,7 @@ bitmap_transaction (const struct bitmap_action *actions, size_t nr,
 {
   struct transaction t = { 0 };
   bool done = false;
+  int r = -1;
 
   if (collect_drives (&t, actions, nr, err) == -1)
     goto out;
@@ -435,14 +614,18 @@ bitmap_transaction (const struct bitmap_action *actions, size_t nr,
   for (size_t i = 0; i < t.nr; i++)
     if (finish_plan (&t.plans[i], err) == -1)
       goto unlock;
+  for (size_t i = 0; i < nr; i++)
+    note_kinds (&t, &actions[i]);
   if (record (&t, err) == -1)
     goto unlock;
   instant (&t);
-  for (size_t i = 0; i < nr; i++)
-    walk (&t, &actions[i]);
+  r = walk (&t, actions, nr, err);
   for (size_t i = 0; i < t.nr; i++)
     drop_companions (&t.plans[i]);
   done = true;
+  for (size_t i = 0; i < t.nr; i++)
+    if (settle (&t.plans[i], err) == -1)
+      r = -1;
 
  unlock:
   for (size_t i = 0; i < t.nr; i++)
@@ -451,5 +634,5 @@ bitmap_transaction (const struct bitmap_action *actions, size_t nr,
  out:
   free (t.drives);
   free (t.plans);
-  return done ? 0 : -1;
+  return r;
 }

@@ -30,12 +30,15 @@ struct bitmap_action {
   /* BITMAP_ADD */
   uint64_t granularity; /* bytes, 0: the default */
   bool persistent, disabled;
+  const struct bitmap *bits; /* what is dirty in it at once; NULL: nothing */
   /* BITMAP_MERGE; none is allowed, and does nothing */
   const struct bitmap_ref *sources;
   size_t nr_sources;
 };
 
-/* 0, or -1 with 'err' and nothing changed. */
+/* 0, or -1 with 'err' and nothing changed (unless the storage under the
+ * sidecar failed in the end, which the message says).
+ */
 int bitmap_transaction (const struct bitmap_action *actions, size_t nr,
                         struct error *err);
 

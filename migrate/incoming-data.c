@@ -145,8 +145,12 @@ incoming_data (struct session *s, const uint8_t *buf,
         : error_set (err, EPROTO, "disk '%s' is %s; it takes no data",
                      d->name, drive_mode_name (d->mode));
   pthread_mutex_unlock (&d->list);
-  if (r == -1 || incoming_begin (s, err) == -1 ||
-      write_extents (d, buf, h, payload, err) == -1)
+  if (r == -1 || incoming_begin (s, err) == -1)
+    return -1;
+  trust_write_begins (d->trust, h->channel);
+  r = write_extents (d, buf, h, payload, err);
+  trust_write_ended (d->trust, h->channel);
+  if (r == -1)
     return -1;
   pthread_mutex_lock (&d->list);
   r = sections (d, buf, h, true, err);

@@ -323,6 +323,11 @@ load_shipments (struct outgoing *o, struct drive *const *drives,
     return error_set (err, EINVAL, "%s names one disk, but %zu are to move; "
                       "name only the server", o->uri, o->nr);
   for (size_t i = 0; i < o->nr; i++) {
+    if (atomic_load (&drives[i]->store_failed))
+      return error_set (err, EIO, "disk '%s' has lost bits of its bitmaps to "
+                        "an error of the storage under %s; restart the server "
+                        "before it is moved", drives[i]->name,
+                        drives[i]->state_dir);
     if (drives[i]->journal == NULL)
       return error_set (err, EROFS, "disk '%s' is open for reading only, and "
                         "cannot be handed over", drives[i]->name);

@@ -6,6 +6,7 @@
 #include <errno.h>
 #include <inttypes.h>
 #include <stdlib.h>
+#include <string.h>
 
 #define NBDKIT_API_VERSION 2
 #include <nbdkit-plugin.h>
@@ -38,10 +39,14 @@ static int
 leave (struct disk_export *x, int r, const char *what, uint64_t offset)
 {
   int err = errno;
+  bool said = false;
 
   if (x->fence)
     fence_leave (x->fence, x->epoch);
-  if (r == -1 && err != ESHUTDOWN && err != EOPNOTSUPP) {
+  /* That the store has failed was said once; it stops no reads. */
+  if (err == EIO && drive_failure (x->drive) && strcmp (what, "read") != 0)
+    said = true;
+  if (r == -1 && !said && err != ESHUTDOWN && err != EOPNOTSUPP) {
     errno = err;
     nbdkit_error ("%s %s at %" PRIu64 ": %m", what, x->drive->path, offset);
   }

@@ -53,15 +53,39 @@ log_line (const char *msg)
   nbdkit_error ("%s", msg);
 }
 
+/* A start that comes to nothing must leave the disks as it found them, and
+ * nbdkit, when it cannot bind its socket, just calls exit.  But so does the
+ * process that leaves the daemon to a child of its.
+ */
+static bool handed_on; /* to a child, or to the threads */
+
+static void
+not_ours (void)
+{
+  handed_on = true;
+}
+
+static void
+close_drives (void)
+{
+  for (size_t i = 0; !handed_on && i < house.nr_drives; i++)
+    if (house.drives[i]->store)
+      drive_shutdown (house.drives[i], NULL);
+}
+
 int
 house_open (const struct drive_options *options, size_t nr,
             const char *control, struct error *err)
 {
   log_set (log_line);
+  if (pthread_atfork (NULL, not_ours, NULL) != 0 ||
+      atexit (close_drives) != 0)
+    return error_set (err, ENOMEM, "%m");
   house.drives = calloc (nr, sizeof house.drives[0]);
   house.finishers = calloc (nr, sizeof house.finishers[0]);
   if (house.drives == NULL || house.finishers == NULL)
     return error_set (err, ENOMEM, "%m");
+  drive_set_log (house_log);
   for (size_t i = 0; i < nr; i++) {
     house.drives[i] = drive_open (&options[i], err);
     if (house.drives[i] == NULL)
@@ -76,9 +100,12 @@ house_open (const struct drive_options *options, size_t nr,
   return qmp_listen (control, err);
 }
 
-int
-house_start (struct error *err)
+static int
+start (struct error *err)
 {
+  for (size_t i = 0; i < house.nr_drives; i++)
+    if (drive_start (house.drives[i], err) == -1)
+      return -1;
   house.incoming = incoming_new (house.drives, house.nr_drives, err);
   if (house.incoming == NULL)
     return -1;
@@ -89,6 +116,16 @@ house_start (struct error *err)
         return -1;
     }
   return house.control_path ? qmp_start (err) : 0;
+}
+
+int
+house_start (struct error *err)
+{
+  handed_on = true;
+  if (start (err) == 0)
+    return 0;
+  house_shutdown ();
+  return -1;
 }
 
 /* ---- ending ---- */
@@ -146,6 +183,7 @@ house_free (void)
       drive_shutdown (house.drives[i], NULL);
     drive_free (house.drives[i]);
   }
+  house.nr_drives = 0;
   free (house.drives);
   free (house.finishers);
   free (house.control_path);

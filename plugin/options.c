@@ -124,6 +124,22 @@ set_path (char **path, const char *value)
   return *path ? 0 : -1;
 }
 
+static int
+set_durability (struct options *o, const char *value)
+{
+  if (strcmp (value, "power") == 0)
+    o->durability = DURABILITY_POWER;
+  else if (strcmp (value, "process") == 0)
+    o->durability = DURABILITY_PROCESS;
+  else {
+    nbdkit_error ("durability=%s: must be power (bitmaps survive a loss of "
+                  "power) or process (they survive a crash of nbdkit)",
+                  value);
+    return -1;
+  }
+  return 0;
+}
+
 int
 options_set (struct options *o, const char *key, const char *value)
 {
@@ -139,6 +155,8 @@ options_set (struct options *o, const char *key, const char *value)
     o->incoming = r == 1;
     return r == -1 ? -1 : 0;
   }
+  if (strcmp (key, "durability") == 0)
+    return set_durability (o, value);
   if (strcmp (key, "state") == 0) {
     d = last_disk (o, key);
     return d ? set_path ((char **) &d->state_dir, value) : -1;
@@ -158,8 +176,10 @@ options_complete (struct options *o)
     nbdkit_error ("no disk was given; try: nbdkit ferry disk=NAME=PATH");
     return -1;
   }
-  for (size_t i = 0; i < o->nr; i++)
+  for (size_t i = 0; i < o->nr; i++) {
     o->drives[i].incoming = o->incoming;
+    o->drives[i].durability = o->durability;
+  }
   return 0;
 }
 

@@ -11,6 +11,7 @@ struct options {
   size_t nr;
   char *control; /* absolute, or NULL */
   bool incoming;
+  enum drive_durability durability;
 };
 
 /* One key=value of the command line; 0, or -1, reported. */

@@ -47,6 +47,8 @@ ferry_config_complete (void)
   "state=DIR           Where the disk's bitmaps are kept (PATH.ferry).\n" \
   "size=SIZE           Create a file that is missing, with this size.\n" \
   "control=SOCKET      Control socket (QMP).\n" \
+  "durability=power|process\n" \
+  "                    What persistent bitmaps survive (power).\n" \
   "incoming=on         The disks are destinations of a migration."
 
 static int

@@ -2,7 +2,7 @@
  * SPDX-License-Identifier: BSD-3-Clause
  *
  * No I/O here, and no nbdkit: text in, text out.  The commands themselves are
- * in qmp-bitmap.c, qmp-query.c and qmp-migrate.c, each with a table.
+ * in qmp-bitmap*.c, qmp-query.c and qmp-migrate.c, each with a table.
  */
 #ifndef FERRY_QMP_DISPATCH_H
 #define FERRY_QMP_DISPATCH_H
@@ -76,6 +76,7 @@ struct qmp_command {
 
 /* Each ends with a name of NULL. */
 extern const struct qmp_command qmp_bitmap_commands[];
+extern const struct qmp_command qmp_bitmap_extra_commands[];
 extern const struct qmp_command qmp_query_commands[];
 extern const struct qmp_command qmp_migrate_commands[];
 

@@ -10,6 +10,7 @@
 
 #include <string.h>
 #include <sys/stat.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "cleanup.h"
@@ -189,18 +190,80 @@ nr_bitmaps (struct drive *d)
   return d->nr_bitmaps;
 }
 
+/* Can a change behind our back be noticed? */
+static const char *
+trust_word (const struct drive *d)
+{
+  return d->verdict == TRUST_UNVERIFIABLE || d->trust == NULL ? "unverifiable"
+                                                              : "verified";
+}
+
+/* ISO 8601, as QEMU has no times that are for people. */
+static json_t *
+time_string (int64_t s)
+{
+  char text[32];
+  time_t t = s;
+  struct tm tm;
+
+  if (gmtime_r (&t, &tm) == NULL ||
+      strftime (text, sizeof text, "%Y-%m-%dT%H:%M:%SZ", &tm) == 0)
+    text[0] = '\0';
+  return json_string (text);
+}
+
+static json_t *
+reason_list (struct drive *d)
+{
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&d->list);
+  json_t *list = json_array ();
+
+  for (size_t i = d->nr_bitmaps; i-- > 0; ) {
+    const struct named_bitmap *nb = d->bitmaps[i];
+    json_t *b = json_pack ("{s:o}", "name", qmp_string (nb->name));
+
+    if (nb->reason) {
+      json_object_set_new (b, "reason", qmp_string (nb->reason->text));
+      json_object_set_new (b, "reason-time", time_string (nb->reason->time));
+    }
+    json_array_append_new (list, b);
+  }
+  return list;
+}
+
+/* What QEMU's queries have no place for.  Only the list lock is taken. */
+static json_t *
+query_bitmaps (json_t *args, struct error *err)
+{
+  json_t *list = json_array ();
+
+  (void) args;
+  (void) err;
+  for (size_t i = 0; i < house.nr_drives; i++) {
+    struct drive *d = house.drives[i];
+
+    json_array_append_new (list,
+      json_pack ("{s:o, s:s, s:o}", "node", qmp_string (d->name),
+                 "trust", trust_word (d), "bitmaps", reason_list (d)));
+  }
+  return list;
+}
+
 static json_t *
 drive_status (struct drive *d)
 {
   uint64_t hold = gate_longest (&d->writes);
   json_t *status;
 
-  status = json_pack ("{s:o, s:o, s:o, s:I, s:s, s:I, s:I}",
+  status = json_pack ("{s:o, s:o, s:o, s:I, s:s, s:s, s:s, s:I, s:I}",
                       "name", qmp_string (d->name),
                       "path", qmp_string (d->path),
                       "state-dir", qmp_string (d->state_dir),
                       "size", (json_int_t) d->size,
                       "mode", drive_mode_name (qmp_drive_mode (d)),
+                      "durability", d->durability == DURABILITY_PROCESS
+                                      ? "process" : "power",
+                      "trust", trust_word (d),
                       "bitmaps", (json_int_t) nr_bitmaps (d),
                       "longest-hold-us", (json_int_t) (hold / 1000));
   add_journal (status, d);
@@ -231,6 +294,7 @@ const struct qmp_command qmp_query_commands[] = {
   { "query-commands", NULL, query_commands },
   { "query-block", NULL, query_block },
   { "query-named-block-nodes", nodes_params, query_nodes },
+  { "x-ferry-query-bitmaps", NULL, query_bitmaps },
   { "x-ferry-status", NULL, query_status },
   { .name = NULL },
 };

@@ -400,6 +400,12 @@ listener_main (void *arg)
 /* ---- from outside ---- */
 
 int
+qmp_stop_fd (void)
+{
+  return server.stop_fd;
+}
+
+int
 qmp_listen (const char *path, struct error *err)
 {
   server.stop_fd = eventfd (0, EFD_CLOEXEC | EFD_NONBLOCK);

@@ -27,6 +27,11 @@ int qmp_start (struct error *err);
  */
 void qmp_stop (void);
 
+/* For a command that takes long: an eventfd that becomes readable when
+ * everything is to end (it is never read).
+ */
+int qmp_stop_fd (void);
+
 /* Tell every client.  'data' is borrowed, NULL: none.  Any thread; never
  * blocks: a client that does not read loses its oldest events.
  */

@@ -29,12 +29,11 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include <jansson.h>
 #include <xxhash.h>
 
 #include "cleanup.h"
 #include "error.h"
-#include "journal.h"
+#include "journal-record.h"
 
 #define MAGIC     "FERRYJNL"
 #define VERSION   1
@@ -63,53 +62,23 @@ struct journal {
   unsigned slot; /* that holds 'rec' */
 };
 
-static const char *const state_names[] = {
-  [JOURNAL_ACTIVE] = "active",     [JOURNAL_INCOMING] = "incoming",
-  [JOURNAL_PREPARED] = "prepared", [JOURNAL_DOUBT] = "in-doubt",
-  [JOURNAL_GONE] = "gone",
-};
-#define NR_STATES (sizeof state_names / sizeof state_names[0])
-
-const char *
-journal_state_name (enum journal_state state)
-{
-  return (size_t) state < NR_STATES ? state_names[state] : "unknown";
-}
-
 void
 journal_boot_id (char id[37])
 {
-  FILE *f = fopen ("/proc/sys/kernel/random/boot_id", "re");
+  const char *test = getenv ("FERRY_TEST_BOOT_ID");
+  FILE *f;
 
+  if (test) {
+    snprintf (id, 37, "%s", test);
+    return;
+  }
+  f = fopen ("/proc/sys/kernel/random/boot_id", "re");
   id[0] = '\0';
   if (f == NULL)
     return;
   if (fscanf (f, "%36[0-9a-f-]", id) != 1)
     id[0] = '\0';
   fclose (f);
-}
-
-void
-journal_record_free (struct journal_record *rec)
-{
-  free (rec->coordinator);
-  free (rec->peer);
-  rec->coordinator = rec->peer = NULL;
-}
-
-/* 'dst' becomes a copy that owns its strings. */
-static int
-copy_record (struct journal_record *dst, const struct journal_record *src)
-{
-  *dst = *src;
-  dst->coordinator = src->coordinator ? strdup (src->coordinator) : NULL;
-  dst->peer = src->peer ? strdup (src->peer) : NULL;
-  if ((src->coordinator && !dst->coordinator) || (src->peer && !dst->peer)) {
-    journal_record_free (dst);
-    errno = ENOMEM;
-    return -1;
-  }
-  return 0;
 }
 
 static int
@@ -170,117 +139,6 @@ checksum (const uint8_t *slot, size_t length)
   return sum;
 }
 
-/* The record as JSON text, or NULL.  Paths and URIs that are not UTF-8 have
- * no place in JSON.
- */
-static char *
-record_to_json (const struct journal_record *rec, const char *path,
-                struct error *err)
-{
-  char lineage[UUID_TEXT], session[UUID_TEXT], origin[UUID_TEXT];
-  char coordinator[UUID_TEXT];
-  json_t *root;
-  char *text;
-
-  uuid_format (&rec->lineage, lineage);
-  uuid_format (&rec->session, session);
-  uuid_format (&rec->origin, origin);
-  uuid_format (&rec->coordinator_lineage, coordinator);
-  root = json_pack ("{s:s, s:I, s:s, s:b, s:s, s:s, s:s, s:I, s:b, s:s?, "
-                    "s:s, s:I, s:s?}",
-                    "lineage", lineage,
-                    "generation", (json_int_t) rec->generation,
-                    "state", journal_state_name (rec->state),
-                    "clean", (int) rec->clean,
-                    "boot-id", rec->boot_id,
-                    "origin", origin,
-                    "session", session,
-                    "attempt", (json_int_t) rec->attempt,
-                    "acknowledged", (int) rec->acknowledged,
-                    "coordinator", rec->coordinator,
-                    "coordinator-lineage", coordinator,
-                    "coordinator-generation",
-                    (json_int_t) rec->coordinator_generation,
-                    "peer", rec->peer);
-  if (root == NULL) {
-    error_set (err, EILSEQ, "%s: a name in the record is not UTF-8", path);
-    return NULL;
-  }
-  text = json_dumps (root, JSON_INDENT (1) | JSON_PRESERVE_ORDER);
-  json_decref (root);
-  if (text == NULL)
-    error_set (err, ENOMEM, "%s: out of memory", path);
-  return text;
-}
-
-static int
-unpack_strings (json_t *root, struct journal_record *rec)
-{
-  const char *lineage, *state, *boot_id, *session, *origin = NULL;
-  const char *coordinator_lineage = NULL;
-  const char *coordinator, *peer;
-  json_int_t generation, attempt, coordinator_generation = 0;
-  json_t *c = NULL, *p = NULL;
-  int clean, acknowledged = 0;
-  size_t s;
-
-  if (json_unpack (root,
-                   "{s:s, s:I, s:s, s:b, s:s, s?s, s:s, s:I, s?b, s?o, s?s, "
-                   "s?I, s?o}",
-                   "lineage", &lineage, "generation", &generation,
-                   "state", &state, "clean", &clean, "boot-id", &boot_id,
-                   "origin", &origin, "session", &session, "attempt", &attempt,
-                   "acknowledged", &acknowledged,
-                   "coordinator", &c, "coordinator-lineage",
-                   &coordinator_lineage, "coordinator-generation",
-                   &coordinator_generation, "peer", &p) == -1)
-    return -1;
-  coordinator = json_string_value (c);
-  peer = json_string_value (p);
-  if ((c && !coordinator && !json_is_null (c))
-      || (p && !peer && !json_is_null (p)))
-    return -1;
-  for (s = 0; s < NR_STATES; ++s)
-    if (strcmp (state, state_names[s]) == 0)
-      break;
-  if (s == NR_STATES || generation < 0 || attempt < 0
-      || strlen (boot_id) >= sizeof rec->boot_id
-      || !uuid_parse (lineage, &rec->lineage)
-      || !uuid_parse (session, &rec->session)
-      || (origin && !uuid_parse (origin, &rec->origin))
-      || (coordinator_lineage
-          && !uuid_parse (coordinator_lineage, &rec->coordinator_lineage)))
-    return -1;
-  rec->generation = generation;
-  rec->state = s;
-  rec->clean = clean;
-  strcpy (rec->boot_id, boot_id);
-  rec->attempt = attempt;
-  rec->acknowledged = acknowledged;
-  rec->coordinator_generation = coordinator_generation;
-  if (coordinator && (rec->coordinator = strdup (coordinator)) == NULL)
-    return -1;
-  if (peer && (rec->peer = strdup (peer)) == NULL)
-    return -1;
-  return 0;
-}
-
-/* 0, or -1 with nothing left in 'rec' to be freed. */
-static int
-record_from_json (const char *text, size_t len, struct journal_record *rec)
-{
-  json_t *root = json_loadb (text, len, JSON_REJECT_DUPLICATES, NULL);
-  int r = -1;
-
-  memset (rec, 0, sizeof *rec);
-  if (root)
-    r = unpack_strings (root, rec);
-  if (r == -1)
-    journal_record_free (rec);
-  json_decref (root);
-  return r;
-}
-
 enum slot_found { SLOT_BAD, SLOT_VALID, SLOT_UNKNOWN_VERSION };
 
 static enum slot_found
@@ -300,7 +158,8 @@ parse_slot (const uint8_t *slot, uint64_t *sequence,
     return SLOT_BAD;
   if (h.version != VERSION)
     return SLOT_UNKNOWN_VERSION;
-  if (record_from_json ((const char *) slot + HEADER, h.length, rec) == -1)
+  if (journal_record_from_json ((const char *) slot + HEADER, h.length,
+                                rec) == -1)
     return SLOT_BAD;
   return SLOT_VALID;
 }
@@ -350,7 +209,7 @@ write_slot (int fd, const char *path, unsigned slot, uint64_t sequence,
             const struct journal_record *rec, struct error *err)
 {
   CLEANUP_FREE uint8_t *buf = calloc (1, SLOT);
-  CLEANUP_FREE char *text = record_to_json (rec, path, err);
+  CLEANUP_FREE char *text = journal_record_to_json (rec, path, err);
   struct header h = {
     .magic = MAGIC, .version = htobe32 (VERSION),
     .sequence = htobe64 (sequence),
@@ -448,6 +307,12 @@ open_file (const char *path, int flags, int *fd, struct error *err)
     return error_set (err, errno, "%s: %m", path);
   if (!S_ISREG (st.st_mode))
     return error_set (err, EINVAL, "%s: is not a regular file", path);
+  /* What was cut off may have been the newer record. */
+  if (st.st_size != 0 && st.st_size != FILE_SIZE)
+    return error_set (err, EINVAL, "%s: has %jd bytes instead of %d "
+                      "(damaged?); restore the file, or remove its directory "
+                      "to start without bitmaps", path,
+                      (intmax_t) st.st_size, FILE_SIZE);
   return st.st_size == 0;
 }
 
@@ -519,9 +384,9 @@ journal_write (struct journal *j, const struct journal_record *rec,
   struct journal_record copy;
 
   if (rec->generation > INT64_MAX || rec->attempt > INT64_MAX
-      || (size_t) rec->state >= NR_STATES)
+      || (unsigned) rec->state > JOURNAL_GONE)
     return error_set (err, EINVAL, "%s: the record is impossible", j->path);
-  if (copy_record (&copy, rec) == -1)
+  if (journal_copy_record (&copy, rec) == -1)
     return error_set (err, errno, "%s: %m", j->path);
   journal_boot_id (copy.boot_id);
   if (write_slot (j->fd, j->path, !j->slot, j->sequence + 1, &copy,

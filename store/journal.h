@@ -16,6 +16,8 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include <jansson.h>
+
 #include "error.h"
 #include "uuid.h"
 
@@ -30,6 +32,17 @@ enum journal_state {
                        journal is GONE for the same session and attempt, it
                        is gone, otherwise still here */
   JOURNAL_GONE,     /* a source that has let go; 'peer' has it */
+};
+
+/* What the files were when this was recorded (store/trust.h).  Times are ns
+ * since 1970.
+ */
+struct journal_trust {
+  bool known;            /* is there any of it? */
+  uint64_t disk_size, disk_inode;
+  int64_t disk_mtime;
+  uint64_t sidecar_size, sidecar_inode;
+  int64_t sidecar_mtime;
 };
 
 struct journal_record {
@@ -48,6 +61,13 @@ struct journal_record {
   struct uuid coordinator_lineage; /* a DOUBT one's: how that journal was */
   uint64_t coordinator_generation; /* the same */
   char *peer;            /* NBD URI of the other side's export; a source's */
+  /* When 'clean': as the files were closed; else as they were opened. */
+  struct journal_trust trust;
+  /* Why bitmaps are not what they were: objects with "time" (s since 1970),
+   * "text" and "bitmaps" (names; none: all).  Never changed once it is here;
+   * NULL if there are none.
+   */
+  json_t *reasons;
 };
 
 struct journal;
@@ -76,7 +96,9 @@ int journal_read (const char *path, struct journal_record *rec,
                   struct error *err);
 void journal_record_free (struct journal_record *rec);
 
-/* This boot's id (/proc/sys/kernel/random/boot_id), "" if unknown. */
+/* This boot's id (/proc/sys/kernel/random/boot_id), "" if unknown.  Tests
+ * play a reboot with another one in the environment, FERRY_TEST_BOOT_ID.
+ */
 void journal_boot_id (char id[37]);
 
 const char *journal_state_name (enum journal_state state);

@@ -20,6 +20,7 @@
 #include "cleanup.h"
 #include "error.h"
 #include "qcow2-internal.h"
+#include "sigbus.h"
 
 #define REFBLOCK_OFFSET ((uint64_t) OUR_REFBLOCK << OUR_CLUSTER_BITS)
 #define ZEROS           (1 << 20) /* written at a time */
@@ -223,9 +224,33 @@ qcow2_map_bits (struct qcow2 *q, const struct qcow2_run *run, unsigned shift,
     free (b);
     return NULL;
   }
+  b->watch = sigbus_watch (b->words, b->map_len, q->lost, err);
+  if (b->watch == NULL) {
+    munmap (b->words, b->map_len);
+    free (b);
+    return NULL;
+  }
   b->next = q->bits;
   q->bits = b;
   return b;
+}
+
+void
+qcow2_unmap_bits (struct qcow2_bits *b)
+{
+  sigbus_unwatch (b->watch);
+  munmap (b->words, b->map_len);
+  free (b);
+}
+
+void
+qcow2_report_lost (struct qcow2 *q, atomic_bool *lost)
+{
+  for (struct qcow2_bits *b = q->bits; b; b = b->next)
+    sigbus_report_to (b->watch, lost);
+  if (atomic_load (q->lost))
+    atomic_store (lost, true);
+  q->lost = lost;
 }
 
 struct qcow2_bits *
@@ -271,11 +296,10 @@ qcow2_free (struct qcow2 *q, struct qcow2_bits *bits)
       *p = bits->next;
       break;
     }
-  munmap (bits->words, bits->map_len);
   /* While the directory on disk may still have it, it is leaked rather. */
-  if (!bits->listed && !q->failed)
+  if (!bits->listed && !qcow2_has_failed (q))
     qcow2_drop_run (q, &bits->run);
-  free (bits);
+  qcow2_unmap_bits (bits);
 }
 
 uint64_t *

@@ -10,7 +10,6 @@
 #include <inttypes.h>
 #include <limits.h>
 #include <stdlib.h>
-#include <sys/mman.h>
 #include <unistd.h>
 
 #include "cleanup.h"
@@ -33,6 +32,7 @@ qcow2_new (int fd, const char *path, const char *data_file, uint64_t size,
     return NULL;
   }
   q->fd = fd;
+  q->lost = &q->lost_page;
   q->size = size;
   q->nr_l2 = our_nr_l2 (size);
   q->path = strdup (path);
@@ -66,8 +66,7 @@ qcow2_destroy (struct qcow2 *q)
 
   for (b = q->bits; b; b = next) {
     next = b->next;
-    munmap (b->words, b->map_len);
-    free (b);
+    qcow2_unmap_bits (b);
   }
   qcow2_forget_entries (q);
   free (q->dir);

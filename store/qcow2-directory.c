@@ -159,7 +159,7 @@ qcow2_put_directory (struct qcow2 *q, const struct qcow2_entry *entries,
   uint8_t *dir = NULL;
   size_t len, nr_empty;
 
-  if (q->failed)
+  if (qcow2_has_failed (q))
     return error_set (err, EIO, "%s: cannot be written to any more after an "
                       "earlier error", q->path);
   if (check_entries (q, entries, nr, &len, &nr_empty, err) == -1)

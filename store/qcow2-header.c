@@ -90,8 +90,7 @@ check_header (const struct qcow2_image *img, struct error *err)
   const struct qcow2_header *h = &img->h;
 
   if (h->magic != QCOW2_MAGIC)
-    return error_set (err, EINVAL, "%s: is not a qcow2 image; remove it to "
-                      "start without bitmaps", img->path);
+    return error_set (err, EINVAL, "%s: is not a qcow2 image", img->path);
   if (h->version == 2)
     return error_set (err, EINVAL, "%s: is a qcow2 image of version 2, which "
                       "cannot hold bitmaps; convert it with \"qemu-img amend "

@@ -8,6 +8,7 @@
 
 #include <inttypes.h>
 #include <stdbool.h>
+#include <stdatomic.h>
 #include <stddef.h>
 #include <sys/types.h>
 
@@ -35,9 +36,8 @@ struct qcow2_dirent {
   unsigned shift;
 };
 
-/* How messages about a damaged file end. */
-#define DAMAGED "(damaged?); restore the file, or remove it to start " \
-                "without bitmaps"
+/* How messages about a damaged file (EINVAL) end. */
+#define DAMAGED "(damaged?)"
 
 static inline uint64_t
 image_cluster (const struct qcow2_image *img)
@@ -121,6 +121,7 @@ struct qcow2_bits {
   unsigned shift;
   uint64_t *words;         /* mapped, or NULL if there are none */
   size_t map_len;
+  struct sigbus_range *watch; /* of the map */
   bool listed;             /* in the directory on disk */
 };
 
@@ -142,7 +143,16 @@ struct qcow2 {
   size_t nr_entries;
   bool failed; /* an fsync failed: what is on disk is not known; no more
                   directories, and no close in good order */
+  atomic_bool lost_page;   /* a page of the map could not be had */
+  atomic_bool *lost;       /* that one, or whose qcow2_report_lost gave */
 };
+
+/* May nothing be said any more about what the file holds? */
+static inline bool
+qcow2_has_failed (const struct qcow2 *q)
+{
+  return q->failed || atomic_load (q->lost);
+}
 
 static inline uint64_t
 our_bits_bytes (uint64_t size, unsigned shift)
@@ -216,6 +226,9 @@ void qcow2_drop_run (struct qcow2 *q, const struct qcow2_run *run);
 struct qcow2_bits *qcow2_map_bits (struct qcow2 *q,
                                    const struct qcow2_run *run,
                                    unsigned shift, struct error *err);
+
+/* Unmap and free; the caller has taken it out of q->bits. */
+void qcow2_unmap_bits (struct qcow2_bits *b);
 
 /* ---- qcow2-directory.c ---- */
 

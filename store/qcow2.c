@@ -282,6 +282,9 @@ start_using (struct qcow2 *q, struct error *err)
     return -1;
   for (struct qcow2_bits *b = q->bits; b; b = b->next)
     clear_tail (q, b);
+  if (qcow2_has_failed (q))
+    return error_set (err, EIO, "%s: the bits of its bitmaps cannot be read: "
+                      "%m", q->path);
   if (qcow2_flag_directory (q, true, err) == -1)
     return -1;
   return q->dir_nr ? qcow2_sync (q, err) : 0;
@@ -324,6 +327,11 @@ build (const char *path, const char *data_file, uint64_t size, int old,
     goto failed;
   if (old != -1 && qcow2_convert (q, old, in_use, err) == -1)
     goto failed;
+  /* Killed before this open is recorded, the next one must still see when the
+   * old file was closed (store/trust.c).
+   */
+  if (old != -1 && fstat (old, &st) == 0)
+    futimens (fd, (struct timespec[2]){ st.st_atim, st.st_mtim });
   if (fsync (fd) == -1 || rename (new_path, path) == -1) {
     error_set (err, errno, "%s: cannot put the new file in place: %m", path);
     goto failed;
@@ -351,6 +359,19 @@ any_in_use (const struct qcow2 *q)
   return false;
 }
 
+/* It is damaged, or none of ours. */
+static void
+what_to_do (struct error *err)
+{
+  size_t len;
+
+  if (err == NULL || err->errnum != EINVAL)
+    return;
+  len = strlen (err->msg);
+  snprintf (err->msg + len, sizeof err->msg - len, "; restore the file, or "
+            "move it away to start without bitmaps");
+}
+
 /* The file 'fd', locked (taken over). */
 static struct qcow2 *
 open_existing (int fd, const char *path, const char *data_file, uint64_t size,
@@ -364,8 +385,11 @@ open_existing (int fd, const char *path, const char *data_file, uint64_t size,
   q = qcow2_new (fd, path, data_file, size, err);
   if (q == NULL)
     return NULL;
-  if (qcow2_read_header (fd, path, &img, err) == -1
-      || check_sidecar (&img, err) == -1)
+  if (qcow2_read_header (fd, path, &img, err) == -1) {
+    what_to_do (err);
+    goto failed;
+  }
+  if (check_sidecar (&img, err) == -1)
     goto failed;
   ours = (img.h.autoclear_features & QCOW2_AUTOCLEAR_OURS) != 0;
   /* Were writes lost since we died?  The kernel says so once. */
@@ -378,8 +402,10 @@ open_existing (int fd, const char *path, const char *data_file, uint64_t size,
   }
 
   r = ours ? attach (q, &img, err) : 0;
-  if (r == -1)
+  if (r == -1) {
+    what_to_do (err);
     goto failed;
+  }
   if (r == 1) {
     in_use = any_in_use (q);
     if (start_using (q, err) == -1) {
@@ -390,8 +416,10 @@ open_existing (int fd, const char *path, const char *data_file, uint64_t size,
   }
   else {
     newq = build (path, data_file, size, fd, &in_use, err);
-    if (newq == NULL)
+    if (newq == NULL) {
+      what_to_do (err);
       goto failed;
+    }
     qcow2_destroy (q); /* unlocks the old file, now nameless */
     q = newq;
   }
@@ -436,6 +464,9 @@ qcow2_entries (struct qcow2 *q, size_t *nr)
 int
 qcow2_sync (struct qcow2 *q, struct error *err)
 {
+  if (qcow2_has_failed (q))
+    return error_set (err, EIO, "%s: cannot be made durable any more after an "
+                      "earlier error", q->path);
   if (fsync (q->fd) == -1) {
     /* The kernel tells this once, and may have dropped the pages: no later
      * fsync that succeeds makes it good.
@@ -443,13 +474,21 @@ qcow2_sync (struct qcow2 *q, struct error *err)
     q->failed = true;
     return error_set (err, errno, "%s: fsync: %m", q->path);
   }
+  if (atomic_load (q->lost))
+    return error_set (err, EIO, "%s: has lost a page of a bitmap", q->path);
   return 0;
+}
+
+bool
+qcow2_failed (const struct qcow2 *q)
+{
+  return qcow2_has_failed (q);
 }
 
 static int
 close_in_order (struct qcow2 *q, struct error *err)
 {
-  if (q->failed)
+  if (qcow2_has_failed (q))
     return error_set (err, EIO, "%s: is left marked in use after an earlier "
                       "error", q->path);
   if (qcow2_sync (q, err) == -1

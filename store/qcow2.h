@@ -15,6 +15,7 @@
 #ifndef FERRY_QCOW2_H
 #define FERRY_QCOW2_H
 
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -77,11 +78,22 @@ uint64_t *qcow2_words (struct qcow2_bits *bits);
 int qcow2_write_directory (struct qcow2 *q, const struct qcow2_entry *entries,
                            size_t nr, struct error *err);
 
+/* Have '*lost' (which outlives 'q') set to true as soon as a page of the map
+ * cannot be had: marks that went there are lost to the file (sigbus.h), and
+ * it will be left in use at close.  True at once if that has happened already.
+ * Nobody touches the words meanwhile.  Until this is called 'q' keeps it to
+ * itself.
+ */
+void qcow2_report_lost (struct qcow2 *q, atomic_bool *lost);
+
 /* All bits durable.  After a failure here, or of an fsync in
  * qcow2_write_directory, the file is left in use at close, and the caller
  * should keep in mind that bits may be lost.
  */
 int qcow2_sync (struct qcow2 *q, struct error *err);
+
+/* Has one of these failed, or a page of the map been lost? */
+bool qcow2_failed (const struct qcow2 *q);
 
 /* Close in good order: bits durable, in_use dropped (but not from those that
  * the directory has as inconsistent), durable.  Frees 'q' and all its bits
