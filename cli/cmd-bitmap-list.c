@@ -4,26 +4,53 @@
 #include <config.h>
 
 #include <errno.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "cleanup.h"
 #include "cmd-bitmap.h"
 #include "control.h"
 #include "nodes.h"
 #include "output.h"
 #include "size.h"
 
-/* Append the bitmaps of a node to 'list', each with its node's name first. */
+/* The member of 'list' whose 'key' is 'value', or NULL. */
+static const json_t *
+find (const json_t *list, const char *key, const char *value)
+{
+  const json_t *item;
+  size_t i;
+
+  json_array_foreach ((json_t *) list, i, item) {
+    const char *v = json_string_value (json_object_get (item, key));
+
+    if (v && value && strcmp (v, value) == 0)
+      return item;
+  }
+  return NULL;
+}
+
+/* Append the bitmaps of a node to 'list', each with its node's name first,
+ * and with what 'extra' says of it.
+ */
 static void
-gather (const json_t *node, json_t *list)
+gather (const json_t *node, const json_t *extra, json_t *list)
 {
   const json_t *bitmaps = json_object_get (node, "dirty-bitmaps");
+  const json_t *more = find (extra, "node", node_name (node)), *about;
   json_t *bitmap, *entry;
   size_t i;
 
   json_array_foreach ((json_t *) bitmaps, i, bitmap) {
     entry = json_pack ("{s:s}", "node", node_name (node));
     json_object_update (entry, bitmap);
+    about = find (json_object_get (more, "bitmaps"), "name",
+                  json_string_value (json_object_get (bitmap, "name")));
+    if (about)
+      json_object_update (entry, (json_t *) about);
+    if (more)
+      json_object_set (entry, "trust", json_object_get (more, "trust"));
     json_array_append_new (list, entry);
   }
 }
@@ -32,20 +59,23 @@ gather (const json_t *node, json_t *list)
 static json_t *
 query (struct control *c, const char *wanted, struct error *err)
 {
-  json_t *nodes = nodes_query (c, err), *list = NULL;
+  json_t *nodes = nodes_query (c, err), *list = NULL, *extra;
   const json_t *node;
   size_t i;
 
   if (nodes == NULL)
     return NULL;
+  /* QEMU's daemons do not know this, and so give no reasons. */
+  extra = control_command (c, "x-ferry-query-bitmaps", json_object (), NULL);
   node = wanted ? nodes_find (nodes, wanted, err) : NULL;
   if (node || !wanted)
     list = json_array ();
   if (node)
-    gather (node, list);
+    gather (node, extra, list);
   else if (!wanted)
     json_array_foreach (nodes, i, node)
-      gather (node, list);
+      gather (node, extra, list);
+  json_decref (extra);
   json_decref (nodes);
   return list;
 }
@@ -65,6 +95,24 @@ add_size (struct table *t, const json_t *bitmap, const char *key)
   table_add (t, size_format (value > 0 ? value : 0, text));
 }
 
+/* "inconsistent: WHY", "ok, trust: unverifiable (NOTE)". */
+static void
+add_state (struct table *t, const json_t *bitmap)
+{
+  CLEANUP_FREE char *text = NULL;
+  const char *why = json_string_value (json_object_get (bitmap, "reason"));
+  const char *trust = json_string_value (json_object_get (bitmap, "trust"));
+  bool bad = json_is_true (json_object_get (bitmap, "inconsistent"));
+  bool unsure = trust && strcmp (trust, "unverifiable") == 0;
+
+  if (asprintf (&text, "%s%s%s%s%s", bad ? "inconsistent" : "ok",
+                unsure && !bad ? ", trust: unverifiable" : "",
+                why ? bad ? ": " : " (" : "", why ? why : "",
+                why && !bad ? ")" : "") == -1)
+    text = NULL;
+  table_add (t, text ? text : "?");
+}
+
 static void
 add_row (struct table *t, const json_t *bitmap)
 {
@@ -77,8 +125,7 @@ add_row (struct table *t, const json_t *bitmap)
   add_flag (t, bitmap, "recording");
   add_flag (t, bitmap, "persistent");
   add_flag (t, bitmap, "busy");
-  table_add (t, json_is_true (json_object_get (bitmap, "inconsistent"))
-                ? "inconsistent" : "ok");
+  add_state (t, bitmap);
 }
 
 static void

@@ -3,6 +3,7 @@
  */
 #include <config.h>
 
+#include <errno.h>
 #include <stdbool.h>
 #include <stdio.h>
 
@@ -25,9 +26,10 @@ enum {
   OPT_DISABLED,
   OPT_TRANSIENT,
   OPT_JSON,
+  OPT_AS,
 };
 
-int
+static int
 bitmap_option (const struct command *cmd, int c, const char *arg, void *values)
 {
   struct bitmap_values *v = values;
@@ -35,6 +37,7 @@ bitmap_option (const struct command *cmd, int c, const char *arg, void *values)
 
   switch (c) {
   case OPT_NODE: v->node = arg; break;
+  case OPT_AS: v->as = arg; break;
   case OPT_DISABLED: v->disabled = true; break;
   case OPT_TRANSIENT: v->transient = true; break;
   case OPT_JSON: v->json = true; break;
@@ -74,27 +77,41 @@ arguments_merge (char **args)
   return json_pack ("{s:s, s:o}", "target", args[1], "bitmaps", sources);
 }
 
-/* Send the command, about the disk that was named or the only one. */
-static int
-run_on_disk (struct control *c, const char *command, json_t *args,
-             const char *node, struct error *err)
+json_t *
+bitmap_on_disk (struct control *c, json_t *args, const char *node,
+                struct error *err)
 {
-  json_t *nodes = NULL, *result = NULL;
+  json_t *nodes = NULL;
   const json_t *only;
 
   if (node == NULL) {
     nodes = nodes_query (c, err);
     only = nodes ? nodes_only (nodes, err) : NULL;
-    if (only == NULL)
-      goto out;
+    if (only == NULL) {
+      json_decref (nodes);
+      json_decref (args);
+      return NULL;
+    }
     node = node_name (only);
   }
+  if (args == NULL)
+    error_set (err, ENOMEM, "%m");
   json_object_set_new (args, "node", json_string (node));
-  result = control_command (c, command, json_incref (args), err);
-out:
-  json_decref (result);
   json_decref (nodes);
-  json_decref (args);
+  return args;
+}
+
+/* Send the command, about the disk that was named or the only one. */
+static int
+run_on_disk (struct control *c, const char *command, json_t *args,
+             const char *node, struct error *err)
+{
+  json_t *result = NULL;
+
+  args = bitmap_on_disk (c, args, node, err);
+  if (args)
+    result = control_command (c, command, args, err);
+  json_decref (result);
   return result ? 0 : -1;
 }
 
@@ -140,6 +157,15 @@ static const struct option add_options[] = {
   { 0 },
 };
 
+static const struct option import_options[] = {
+  { "help", no_argument, NULL, 'h' },
+  { "node", required_argument, NULL, OPT_NODE },
+  { "as", required_argument, NULL, OPT_AS },
+  { "json", no_argument, NULL, OPT_JSON },
+  { 0 },
+};
+
+/* Of list and audit. */
 static const struct option list_options[] = {
   { "help", no_argument, NULL, 'h' },
   { "node", required_argument, NULL, OPT_NODE },
@@ -228,16 +254,61 @@ static const struct command list_command = {
   .values_size = sizeof (struct bitmap_values),
 };
 
+static const struct command import_command = {
+  .name = "import",
+  .full_name = "nbdferry bitmap import",
+  .synopsis = "CONTROL IMAGE [NAME] [OPTION]...",
+  .summary = "Bring in the bitmaps, or one, of a qcow2 image.",
+  .help =
+    "IMAGE is any qcow2 image of a disk of the same size, which nobody has\n"
+    "open.  All of its bitmaps are brought in, or none.\n"
+    "\n"
+    "Options:\n"
+    "  --as NEWNAME       what NAME is to be called here\n"
+    NODE_HELP
+    "  --json             print what was brought in as JSON\n"
+    HELP_HELP,
+  .min_args = 2,
+  .max_args = 3,
+  .run = bitmap_import_run,
+  .options = import_options,
+  .option = bitmap_option,
+  .values_size = sizeof (struct bitmap_values),
+};
+
+static const struct command audit_command = {
+  .name = "audit",
+  .full_name = "nbdferry bitmap audit",
+  .synopsis = "CONTROL NAME REFERENCE [OPTION]...",
+  .summary = "Is a bitmap right?  Compare the disk with a reference.",
+  .help =
+    "REFERENCE is the disk as it was when the bitmap was clean: a raw file, a\n"
+    "block device or an NBD URI.  Every range that differs without being\n"
+    "dirty is printed, and the exit status is 1 if there is any.\n"
+    "\n"
+    "Options:\n"
+    NODE_HELP
+    "  --json             print JSON\n"
+    HELP_HELP,
+  .min_args = 3,
+  .max_args = 3,
+  .run = bitmap_audit_run,
+  .options = list_options,
+  .option = bitmap_option,
+  .values_size = sizeof (struct bitmap_values),
+};
+
 static const struct command *const group[] = {
   &add_command, &remove_command, &clear_command, &enable_command,
-  &disable_command, &merge_command, &list_command, NULL,
+  &disable_command, &merge_command, &list_command, &import_command,
+  &audit_command, NULL,
 };
 
 const struct command bitmap_command = {
   .name = "bitmap",
   .full_name = "nbdferry bitmap",
   .synopsis = "COMMAND CONTROL ...",
-  .summary = "Make, change, remove and list dirty bitmaps.",
+  .summary = "Make, change, remove, list and check dirty bitmaps.",
   .help =
     "'nbdferry bitmap COMMAND --help' says more.\n",
   .group = group,

@@ -23,7 +23,7 @@ struct command {
   int min_args, max_args; /* of positionals; ignored for a group */
 
   /* One of these.  run gets the positionals, ending with NULL, the first of
-   * which is CONTROL, and what 'option' has filled in; it returns an exit
+   * which is a path, and what 'option' has filled in; it returns an exit
    * status.
    */
   const struct command *const *group; /* ends with NULL */
@@ -45,6 +45,7 @@ int command_run (const struct command *cmd, int argc, char **argv);
 int usage_error (const struct command *cmd, const char *fmt, ...)
   __attribute__ ((format (printf, 2, 3)));
 
-extern const struct command bitmap_command, migrate_command, status_command;
+extern const struct command bitmap_command, migrate_command, recover_command,
+  status_command;
 
 #endif /* FERRY_COMMAND_H */

@@ -23,7 +23,7 @@ static const struct option main_options[] = {
 };
 
 static const struct command *const main_group[] = {
-  &status_command, &bitmap_command, &migrate_command, NULL,
+  &status_command, &bitmap_command, &migrate_command, &recover_command, NULL,
 };
 
 static const struct command main_command = {
@@ -33,7 +33,8 @@ static const struct command main_command = {
   .summary = "Look after the disks of an 'nbdkit ferry' daemon.",
   .help =
     "CONTROL is the daemon's control socket.  'nbdferry COMMAND --help' says\n"
-    "more about a command, nbdferry(1) says everything.\n"
+    "more about a command, nbdferry(1) says everything.  'nbdferry recover'\n"
+    "needs no daemon.\n"
     "\n"
     "Options:\n"
     "  -h, --help   print this help\n"
