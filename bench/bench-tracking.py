@@ -1,10 +1,12 @@
 #!/usr/bin/python3
 # nbdferry - benchmark: what tracking costs a client
 # SPDX-License-Identifier: BSD-3-Clause
-"""fio over a Unix socket to nbdkit's file plugin and to ours with 0, 1 and 8
-bitmaps, in turn.  Bitmaps are cleared before each run.
+"""fio over a Unix socket to nbdkit's file plugin, to ours with 0, 1 and 8
+bitmaps in each durability, and to qemu-storage-daemon with as many bitmaps, in
+turn.  Bitmaps are cleared before each run.
 
 usage: bench-tracking.py [--rounds N] [--runtime S] [--size MiB]
+                         [--granularity G] [--servers a,b,...]
 """
 
 import argparse
@@ -15,40 +17,97 @@ from ferrybench import *
 
 PATTERNS = [("randwrite", "4k", 32), ("randread", "4k", 32),
             ("write", "1m", 4), ("read", "1m", 4)]
+SERVERS = ["file", "power-0", "power-1", "power-8", "process-8",
+           "qemu-0", "qemu-8"]
 
 ap = argparse.ArgumentParser()
 ap.add_argument("--rounds", type=int, default=3)
-ap.add_argument("--runtime", type=float, default=1.5)
-ap.add_argument("--size", type=int, default=512)
-ap.add_argument("--granularity", default="64K")
+ap.add_argument("--runtime", type=float, default=1.0)
+ap.add_argument("--size", type=int, default=256)
+ap.add_argument("--granularity", type=int, default=65536)
+ap.add_argument("--servers", default=",".join(SERVERS))
 a = ap.parse_args()
 
 if not shutil.which("fio"):
     raise SystemExit("fio is not installed")
 size = a.size * MiB
-servers = {}
-for name in ["file", "ferry-0", "ferry-1", "ferry-8"]:
+
+
+class Qemu:
+    """qemu-storage-daemon with a raw file and bitmaps."""
+
+    def __init__(self, name, disk, nr):
+        self.socket, self.qmp = path(name + ".sock"), path(name + ".qmp")
+        node = {"driver": "raw", "node-name": "d0",
+                "file": {"driver": "file", "filename": disk}}
+        self.process = subprocess.Popen(
+            ["qemu-storage-daemon", "--blockdev", json.dumps(node),
+             "--nbd-server", "addr.type=unix,addr.path=" + self.socket,
+             "--export", "type=nbd,id=e0,node-name=d0,name=,writable=on",
+             "--chardev", "socket,id=c,server=on,wait=off,path=" + self.qmp,
+             "--monitor", "chardev=c"], stdin=subprocess.DEVNULL)
+        keep(self)
+        wait_for(lambda: os.path.exists(self.qmp) and
+                 os.path.exists(self.socket), name)
+        s = socket.socket(socket.AF_UNIX)
+        s.connect(self.qmp)
+        self.file = s.makefile("rw")
+        self.file.readline()
+        self.command("qmp_capabilities")
+        for i in range(nr):
+            self.command("block-dirty-bitmap-add", node="d0", name="b%d" % i,
+                         granularity=a.granularity)
+
+    def command(self, name, /, **arguments):
+        json.dump({"execute": name, "arguments": arguments}, self.file)
+        self.file.write("\n")
+        self.file.flush()
+        while True:
+            r = json.loads(self.file.readline())
+            if "error" in r:
+                raise RuntimeError(r["error"])
+            if "return" in r:
+                return
+
+    def uri(self):
+        return "nbd+unix:///?socket=" + self.socket
+
+    cpu, stop = Daemon.cpu, Daemon.stop
+
+
+def start(name):
     disk = path(name + ".raw")
     with open(disk, "wb") as f:
         for _ in range(a.size):
             f.write(os.urandom(MiB))
     if name == "file":
-        servers[name] = Daemon(name, ["file", disk])
-        continue
+        return Daemon(name, ["file", disk])
+    kind, nr = name.split("-")
+    if kind == "qemu":
+        return Qemu(name, disk, int(nr))
     control = path(name + ".ctl")
-    servers[name] = Daemon(name, [PLUGIN, "disk=" + disk,
-                                  "control=" + control])
-    for i in range(int(name[-1])):
+    d = Daemon(name, [PLUGIN, "disk=" + disk, "durability=" + kind,
+                      "control=" + control])
+    for i in range(int(nr)):
         timed([NBDFERRY, "bitmap", "add", control, "b%d" % i,
-               "--granularity", a.granularity])
+               "--granularity", str(a.granularity)])
+    return d
+
+
+def clear(name):
+    kind, _, nr = name.partition("-")
+    for i in range(int(nr or 0)):
+        if kind == "qemu":
+            servers[name].command("block-dirty-bitmap-clear", node="d0",
+                                  name="b%d" % i)
+        else:
+            timed([NBDFERRY, "bitmap", "clear", path(name + ".ctl"),
+                   "b%d" % i])
 
 
 def run(name, rw, bs, depth):
     d = servers[name]
-    if name.startswith("ferry"):
-        for i in range(int(name[-1])):
-            timed([NBDFERRY, "bitmap", "clear", path(name + ".ctl"),
-                   "b%d" % i])
+    clear(name)
     cpu = d.cpu()
     out = timed(["fio", "--name=w", "--ioengine=nbd", "--uri=" + d.uri(),
                  "--rw=" + rw, "--bs=" + bs, "--iodepth=%d" % depth,
@@ -62,6 +121,9 @@ def run(name, rw, bs, depth):
             (d.cpu() - cpu) * 1e6 / n)
 
 
+servers = {name: start(name) for name in a.servers.split(",")
+           if not name.startswith("qemu") or
+           shutil.which("qemu-storage-daemon")}
 results = {}
 for i in range(a.rounds):
     order = list(servers) if i % 2 == 0 else list(servers)[::-1]
@@ -71,11 +133,12 @@ for i in range(a.rounds):
 rows = []
 for p in PATTERNS:
     for name in servers:
-        v, base = results[p, name], results[p, "file"]
+        v, base = results[p, name], results[p, list(servers)[0]]
         rows.append(["%s %s depth %d" % p, name, med([x[0] for x in v]),
                      min(x[0] for x in v), max(x[0] for x in v),
                      med([x[1] for x in v]), med([x[2] for x in v]),
                      med([x[0] / y[0] for x, y in zip(v, base)])])
-table("what tracking costs (%d MiB, %d rounds, medians)" % (a.size, a.rounds),
+table("what tracking costs (%d MiB, %d rounds, medians; DURABILITY-BITMAPS)"
+      % (a.size, a.rounds),
       ["pattern", "server", "IOPS", "min", "max", "p99 us", "cpu us/io",
-       "ratio to file"], rows)
+       "ratio to " + list(servers)[0]], rows)

@@ -28,6 +28,11 @@ HZ = os.sysconf("SC_CLK_TCK")
 _daemons = []
 
 
+def keep(daemon):
+    """To be stopped at the end."""
+    _daemons.append(daemon)
+
+
 def path(name):
     return os.path.join(DIR, name)
 
@@ -62,7 +67,7 @@ class Daemon:
             self.process = subprocess.Popen(
                 ["nbdkit", "-f", "-P", pid, *where, *argv],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log)
-        _daemons.append(self)
+        keep(self)
         wait_for(lambda: os.path.exists(pid) and os.path.getsize(pid), name)
 
     def uri(self, export=""):

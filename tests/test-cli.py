@@ -195,7 +195,8 @@ class Case(unittest.TestCase):
 class Usage(Case):
     commands = ("", "status", "bitmap", "bitmap add", "bitmap remove",
                 "bitmap clear", "bitmap enable", "bitmap disable",
-                "bitmap merge", "bitmap list", "migrate")
+                "bitmap merge", "bitmap list", "bitmap import",
+                "bitmap audit", "migrate", "recover")
 
     def test_help(self):
         for command in self.commands:
@@ -329,7 +330,8 @@ class Bitmaps(Case):
                             err="--node: a\\x1b, b")
             self.expect(1, run("bitmap", "list", fake.path, "--node", "c"),
                         err="no disk 'c', but: a\\x1b, b")
-            self.assertEqual(set(fake.names()), {"query-named-block-nodes"})
+            self.assertEqual(set(fake.names()), {"query-named-block-nodes",
+                                                 "x-ferry-query-bitmaps"})
 
     def test_refused(self):
         def refuse(_):

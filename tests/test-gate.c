@@ -35,7 +35,8 @@ inside (void)
   unsigned n = 0;
 
   for (size_t i = 0; i < GATE_SHARDS; i++)
-    n += atomic_load (&gate.shard[i].inside);
+    n += atomic_load (&gate.shard[i].inside[0]) +
+         atomic_load (&gate.shard[i].inside[1]);
   return n;
 }
 

@@ -341,6 +341,66 @@ test_other_versions (void **state)
   refuse ("damaged");
 }
 
+#define FILE_TIMES "{\"size\":1,\"inode\":-1,\"mtime\":-5}"
+
+static void
+test_trust (void **state)
+{
+  static const char *const bad[] = {
+    ",\"trust\":null", ",\"trust\":{}", ",\"trust\":[1]",
+    ",\"trust\":{\"disk\":" FILE_TIMES "}",
+    ",\"trust\":{\"disk\":" FILE_TIMES ",\"sidecar\":{\"size\":\"1\"}}",
+    ",\"reasons\":null", ",\"reasons\":{}", ",\"reasons\":[1]",
+    ",\"reasons\":[{\"time\":1}]", ",\"reasons\":[{\"text\":\"\"}]",
+    ",\"reasons\":[{\"time\":\"1\",\"text\":\"\"}]",
+    ",\"reasons\":[{\"time\":1,\"text\":\"\",\"bitmaps\":1}]",
+    ",\"reasons\":[{\"time\":1,\"text\":\"\",\"bitmaps\":[1]}]",
+  };
+  struct journal_record rec, read;
+  struct journal *j;
+
+  make_two ();
+  forge (1, 9, RECORD ("5", "active", ",\"trust\":{\"disk\":" FILE_TIMES
+                       ",\"sidecar\":" FILE_TIMES ",\"new\":1},"
+                       "\"reasons\":[{\"time\":7,\"text\":\"why\","
+                       "\"bitmaps\":[\"b\"]},{\"time\":0,\"text\":\"\"}]"));
+  j = open_ok (false);
+  rec = *journal_get (j);
+  assert_true (rec.trust.known);
+  assert_int_equal (rec.trust.disk_inode, UINT64_MAX);
+  assert_int_equal (rec.trust.sidecar_mtime, -5);
+  assert_int_equal (json_array_size (rec.reasons), 2);
+  rec.trust = (struct journal_trust){
+    .known = true, .disk_size = INT64_MAX, .disk_inode = UINT64_MAX - 1,
+    .disk_mtime = INT64_C (1800000000123456789), .sidecar_size = 2,
+    .sidecar_inode = 3, .sidecar_mtime = INT64_MIN,
+  };
+  write_ok (j, &rec);
+  rec.reasons = journal_get (j)->reasons;
+  write_ok (j, &rec);
+  journal_close (j);
+  assert_int_equal (journal_read (path, &read, &err), 0);
+  assert_memory_equal (&read.trust, &rec.trust, sizeof rec.trust);
+  assert_string_equal (json_string_value (json_object_get (
+    json_array_get (read.reasons, 0), "text")), "why");
+  journal_record_free (&read);
+
+  forge (1, 9, RECORD ("5", "active", ""));
+  assert_int_equal (journal_read (path, &read, &err), 0);
+  assert_false (read.trust.known);
+  assert_null (read.reasons);
+  journal_record_free (&read);
+  for (size_t i = 0; i < sizeof bad / sizeof bad[0]; ++i) {
+    const char *whole = RECORD ("5", "active", "");
+    char text[1000];
+
+    snprintf (text, sizeof text, "%.*s%s}", (int) strlen (whole) - 1, whole,
+              bad[i]);
+    forge (1, 9, text);
+    refuse ("damaged");
+  }
+}
+
 /* A later version's record in the newer slot: the older one must not count,
  * however well we can read it.
  */
@@ -482,6 +542,7 @@ main (void)
     cmocka_unit_test (test_write),
     cmocka_unit_test (test_torn),
     cmocka_unit_test (test_other_versions),
+    cmocka_unit_test (test_trust),
     cmocka_unit_test (test_newer_version_wins),
     cmocka_unit_test (test_failed_write),
     cmocka_unit_test (test_kill),
