@@ -134,6 +134,7 @@ drive_store_failed (struct drive *d, const char *reason)
   char *none = NULL, *copy;
 
   atomic_store (&d->store_failed, true);
+  trust_note_failure (d->trust);
   if (atomic_load (&d->store_reason) != NULL)
     return;
   copy = strdup (reason);

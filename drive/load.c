@@ -23,6 +23,7 @@ struct load {
   enum qcow2_found found;
   bool created;              /* the journal is new */
   char why[TRUST_WHY_MAX];   /* of the drive's verdict */
+  bool failed;               /* 'lastwrite' says that the store failed */
   bool lost;                 /* bits may be missing in armed regions */
   bool news;
 };
@@ -50,7 +51,8 @@ lost_bits (const struct load *l, const char *boot_id)
 
   if (l->found != QCOW2_UNCLEAN)
     return l->found == QCOW2_LOST;
-  return boot_id[0] == '\0' || strcmp (boot_id, l->was->boot_id) != 0 ||
+  return l->failed || boot_id[0] == '\0' ||
+         strcmp (boot_id, l->was->boot_id) != 0 ||
          (flags & (ACTIVITY_CLEARING | ACTIVITY_FAILED)) ||
          log_says_nothing (l->drive);
 }
@@ -59,17 +61,19 @@ lost_bits (const struct load *l, const char *boot_id)
  * any bitmap, and long after their regions had been disarmed.
  */
 static bool
-has_failed (const struct drive *d)
+has_failed (const struct load *l)
 {
-  return (activity_was_flags (d->activity) & ACTIVITY_FAILED) != 0;
+  return l->failed ||
+         (activity_was_flags (l->drive->activity) & ACTIVITY_FAILED) != 0;
 }
 
 static void
-dirty_armed (struct drive *d, struct named_bitmap *nb)
+dirty_armed (const struct load *l, struct named_bitmap *nb)
 {
+  struct drive *d = l->drive;
   struct range run;
 
-  if (has_failed (d))
+  if (has_failed (l))
     bitmap_set (nb->bits, 0, d->size);
   for (uint64_t at = 0; activity_was_armed (d->activity, at, &run);
        at = run.end)
@@ -82,7 +86,7 @@ lacks_bits (const struct load *l, const struct named_bitmap *nb)
 {
   struct range run;
 
-  if (l->lost && nb->bits && has_failed (l->drive))
+  if (l->lost && nb->bits && has_failed (l))
     return true;
   return l->lost && nb->bits &&
          (nb->recording ||
@@ -161,7 +165,7 @@ load_bitmap (struct load *l, const struct qcow2_entry *e, bool incoming,
   if (nb->bits == NULL)
     return -1;
   if (lacks_bits (l, nb))
-    dirty_armed (d, nb);
+    dirty_armed (l, nb);
   /* The store sees to it, unless QEMU made it larger: that leaves it clean. */
   if (nb->recording && d->verdict == TRUST_RESIZED &&
       d->size > l->was->trust.disk_size)
@@ -171,13 +175,29 @@ load_bitmap (struct load *l, const struct qcow2_entry *e, bool incoming,
 }
 
 static const char *
-what_armed (const struct drive *d)
+what_armed (const struct load *l)
 {
+  const struct drive *d = l->drive;
   struct range run;
 
-  return has_failed (d) ||
+  return has_failed (l) ||
          (activity_was_armed (d->activity, 0, &run) && run.start == 0 &&
           run.end == d->size) ? "all of it" : "what was written to last";
+}
+
+static const char *
+what_happened (const struct load *l)
+{
+  char boot[37];
+
+  if (l->found == QCOW2_LOST || has_failed (l))
+    return "an error of the storage under bitmaps.qcow2";
+  journal_boot_id (boot);
+  if (boot[0] == '\0' || strcmp (boot, l->was->boot_id) != 0)
+    return "the machine had gone down with the disk open";
+  if (log_says_nothing (l->drive))
+    return "a daemon had died and left no readable activity log";
+  return "a daemon had died while a bitmap was being cleared";
 }
 
 /* Reasons from the journal, and new ones. */
@@ -201,11 +221,8 @@ give_reasons (struct load *l)
     else if (nb->inconsistent && nb->reason == NULL)
       explain (l, nb, &e[i]);
     else if (lacks_bits (l, nb)) {
-      drive_set_reason (d, nb, "%s was made dirty after %s", what_armed (d),
-                        l->found == QCOW2_LOST ||
-                        has_failed (d)
-                          ? "an error of the storage under bitmaps.qcow2"
-                          : "the machine had gone down with the disk open");
+      drive_set_reason (d, nb, "%s was made dirty after %s", what_armed (l),
+                        what_happened (l));
       l->news = true;
     }
     else if (nb->recording && d->verdict == TRUST_RESIZED) {
@@ -306,6 +323,7 @@ drive_load (struct drive *d, bool created, bool *news, struct error *err)
     return -1;
   qcow2_report_lost (d->store, &d->store_failed);
   c.found = l.found;
+  l.failed = c.left.failed;
   d->verdict = trust_judge (&c, l.why);
   d->found_clean = l.found == QCOW2_CLEAN && l.was->clean &&
                    d->verdict != TRUST_BROKEN && d->verdict != TRUST_RESIZED;

@@ -57,6 +57,7 @@ struct page_head {
   char magic[16];
   char boot_id[40];
   int64_t mtime; /* of the disk, when it was opened */
+  uint32_t failed; /* the store has failed; see trust_note_failure */
 };
 
 #define NOT_WRITTEN INT64_MIN
@@ -75,6 +76,7 @@ read_left (const struct trust *t, const char *boot_id,
       strncmp (h->boot_id, boot_id, sizeof h->boot_id) != 0)
     return;
   left->valid = true;
+  left->failed = h->failed != 0;
   left->first = left->last = h->mtime;
   for (size_t i = 0; i < TRUST_SLOTS; i++) {
     int64_t last = atomic_load (&t->slot[i].last);
@@ -154,9 +156,17 @@ trust_start (struct trust *t, const char *boot_id, int64_t mtime)
     atomic_store (&t->slot[i].inside, 0);
   }
   h->mtime = mtime;
+  h->failed = 0;
   strncpy (h->magic, MAGIC, sizeof h->magic);
   atomic_thread_fence (memory_order_seq_cst);
   memcpy (h->boot_id, boot_id, strnlen (boot_id, sizeof h->boot_id - 1));
+}
+
+void
+trust_note_failure (struct trust *t)
+{
+  if (t)
+    ((struct page_head *) t->page)->failed = 1;
 }
 
 void

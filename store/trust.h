@@ -51,6 +51,7 @@ struct trust_left {
                      each thread wrote last */
   int64_t last;   /* the latest of these */
   bool in_flight; /* some had begun, and not ended */
+  bool failed;    /* the store had failed */
 };
 
 /* Open 'path', or create it; what it held is '*left'.  It is not changed
@@ -61,6 +62,12 @@ struct trust *trust_open (const char *path, const char *boot_id,
 
 /* From here on it speaks of writes since 'mtime', in this boot. */
 void trust_start (struct trust *t, const char *boot_id, int64_t mtime);
+
+/* The store has failed.  The activity log is told as well, but it may lie on
+ * what fails, and the error of an fsync is told only once; this page is in
+ * memory, and outlives the process.  NULL is fine.
+ */
+void trust_note_failure (struct trust *t);
 
 /* Unmap and close; NULL is fine. */
 void trust_close (struct trust *t);
