@@ -32,12 +32,7 @@ struct load {
 static bool
 log_says_nothing (const struct drive *d)
 {
-  const unsigned flags = activity_was_flags (d->activity);
-  struct range run;
-
-  return (flags & ACTIVITY_EVERY) && !(flags & ACTIVITY_UNLOGGED) &&
-         activity_was_armed (d->activity, 0, &run) && run.start == 0 &&
-         run.end >= d->size;
+  return (activity_was_flags (d->activity) & ACTIVITY_UNREADABLE) != 0;
 }
 
 /* After a crash of the machine, or of writes that the kernel lost, the map may

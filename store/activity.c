@@ -120,8 +120,11 @@ activity_open (const char *path, uint64_t size, struct error *err)
   if (activity_read (path, &a->was_geometry, &a->was_flags, &a->was,
                      err) == -1)
     goto fail;
-  if (a->was == NULL)
+  if (a->was == NULL) {
+    if (!(a->was_flags & ACTIVITY_UNLOGGED))
+      a->was_flags |= ACTIVITY_UNREADABLE;
     a->was_flags |= ACTIVITY_EVERY;
+  }
   return a;
 
  fail:

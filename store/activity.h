@@ -34,6 +34,8 @@ enum activity_flags {
   ACTIVITY_CLEARING = 4, /* a clear was under way: bits may be missing even
                             if the machine has not crashed */
   ACTIVITY_FAILED = 8,   /* so they may because the store failed */
+  ACTIVITY_UNREADABLE = 16, /* never in the file: there was none, or one that
+                               was damaged */
 };
 
 /* 64 regions.  On one cache line, because they are looked at together. */
