@@ -323,7 +323,8 @@ test_missing (void **state)
   close_log ();
   unlink (path);
   open_log (SIZE);
-  assert_int_equal (activity_was_flags (a), ACTIVITY_EVERY | ACTIVITY_UNREADABLE);
+  assert_int_equal (activity_was_flags (a),
+                    ACTIVITY_EVERY | ACTIVITY_UNREADABLE);
   unlink (path);
   assert_was (0, SIZE);
 }
@@ -336,7 +337,8 @@ test_damaged (void **state)
   for (size_t i = 0; i < sizeof places / sizeof places[0]; i++) {
     flip_byte (places[i]);
     assert_was (0, SIZE);
-    assert_int_equal (activity_was_flags (a), ACTIVITY_EVERY | ACTIVITY_UNREADABLE);
+    assert_int_equal (activity_was_flags (a),
+                      ACTIVITY_EVERY | ACTIVITY_UNREADABLE);
     flip_byte (places[i]);
     assert_was (0, 0);
     flip_byte (ACTIVITY_SECTOR + places[i]);
