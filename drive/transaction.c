@@ -1,7 +1,7 @@
 /* nbdferry - operations on bitmaps, all or nothing
  * SPDX-License-Identifier: BSD-3-Clause
  *
- * A transaction has four parts.
+ * A transaction has five parts; transaction-walk.c has the fourth.
  *
  * 1. Prepare: each action is checked against a plan of the list as the
  *    actions before it leave it.  New bitmaps are made.  Nothing that others
@@ -38,42 +38,11 @@
 #include <string.h>
 
 #include "cleanup.h"
-#include "transaction.h"
+#include "transaction-impl.h"
 
 #define MAX_PERSISTENT_NAME 1023
 
-/* A bitmap as it will be. */
-struct planned {
-  struct named_bitmap *nb;
-  struct bitmap *companion; /* of one that is cleared: what it is to keep */
-  struct bitmap *merged;    /* what was merged into it after that */
-  bool recording;
-  bool added, removed;
-  bool cleared, touched; /* so far, in the walk */
-};
-
-struct plan {
-  struct drive *drive;
-  struct planned *list; /* room for all that may be added */
-  size_t nr;
-  bool changed;         /* the list, or what is recording */
-  bool persistent;      /* the sidecar's directory changes */
-  bool disables;        /* a persistent bitmap stops to record */
-  bool clears;          /* one that records is cleared */
-  bool merges;          /* into a persistent one */
-  struct named_bitmap **bitmaps; /* the new list, and its length */
-  size_t nr_bitmaps;
-  struct marks *marks;        /* for the instant; afterwards the old ones */
-  struct marks *marks_after;  /* without the companions */
-};
-
-struct transaction {
-  struct plan *plans;
-  struct drive **drives; /* in the order of their locks */
-  size_t nr;
-};
-
-static struct plan *
+struct plan *
 plan_of (struct transaction *t, const struct drive *d)
 {
   for (size_t i = 0; i < t->nr; i++)
@@ -132,7 +101,7 @@ begin_plan (struct plan *p, struct drive *d, size_t room, struct error *err)
   return 0;
 }
 
-static struct planned *
+struct planned *
 planned_find (struct plan *p, const char *name)
 {
   for (size_t i = 0; i < p->nr; i++)
@@ -445,123 +414,6 @@ instant (struct transaction *t)
   }
 }
 
-static struct planned *
-planned_of (struct transaction *t, const struct bitmap_ref *ref)
-{
-  return planned_find (plan_of (t, ref->drive), ref->name);
-}
-
-/* dst |= src, as it is after the actions before.  One that is cleared has
- * then what its companion has, and what was merged into it since; but its
- * bits are still there, and only grow for now.
- */
-static void
-merge_one (struct planned *dst, bool cleared, const struct planned *src,
-           bool src_cleared)
-{
-  struct bitmap *into[2] = { dst->nb->bits, cleared ? dst->merged : NULL };
-
-  if (src == dst)
-    return;
-  for (size_t i = 0; i < 2; i++) {
-    if (into[i] == NULL)
-      continue;
-    if (!src_cleared)
-      bitmap_merge (into[i], src->nb->bits);
-    else {
-      bitmap_merge (into[i], src->companion);
-      if (src->merged)
-        bitmap_merge (into[i], src->merged);
-    }
-  }
-}
-
-/* All that sets bits, in order.  Returns whether there was anything. */
-static bool
-walk_merges (struct transaction *t, const struct bitmap_action *actions,
-             size_t nr)
-{
-  bool any = false;
-
-  for (size_t i = 0; i < nr; i++) {
-    struct planned *b = planned_of (t, &actions[i].target);
-
-    if (actions[i].type == BITMAP_CLEAR) {
-      b->cleared = true;
-      if (b->merged)
-        bitmap_clear_all (b->merged);
-    }
-    else if (actions[i].type == BITMAP_MERGE) {
-      for (size_t k = 0; k < actions[i].nr_sources; k++) {
-        struct planned *src = planned_of (t, &actions[i].sources[k]);
-
-        merge_one (b, b->cleared, src, src->cleared);
-      }
-      any = true;
-    }
-    else
-      continue;
-    b->touched = true;
-  }
-  return any;
-}
-
-/* Then all that clears them: a bit that moves from one bitmap to another is
- * never in neither.
- */
-static void
-walk_clears (struct plan *p)
-{
-  for (size_t i = 0; i < p->nr; i++) {
-    struct planned *b = &p->list[i];
-
-    if (b->cleared) {
-      if (b->merged)
-        bitmap_merge (b->companion, b->merged);
-      bitmap_retain (b->nb->bits, b->companion);
-      drive_forget_reason (p->drive, b->nb);
-    }
-    /* After the bits: a migration that sees the new version sends them all. */
-    if (b->touched)
-      atomic_fetch_add (&b->nb->version, 1);
-  }
-}
-
-/* Bits that were merged are durable before those that they came from go. */
-static int
-sync_merges (struct transaction *t, struct error *err)
-{
-  int r = 0;
-
-  for (size_t i = 0; i < t->nr; i++) {
-    struct plan *p = &t->plans[i];
-
-    if (p->merges && p->drive->store &&
-        qcow2_sync (p->drive->store, err) == -1)
-      r = -1;
-  }
-  return r;
-}
-
-/* -1: bits may be lost by a loss of power; then nothing was cleared. */
-static int
-walk (struct transaction *t, const struct bitmap_action *actions, size_t nr,
-      struct error *err)
-{
-  bool cleared = false;
-
-  if (walk_merges (t, actions, nr)) {
-    for (size_t i = 0; i < nr; i++)
-      cleared |= actions[i].type == BITMAP_CLEAR;
-    /* Without a clear, it is enough that they are when it has settled. */
-    if (cleared && sync_merges (t, err) == -1)
-      return -1;
-  }
-  for (size_t i = 0; i < t->nr; i++)
-    walk_clears (&t->plans[i]);
-  return 0;
-}
-
 static void
 drop_companions (struct plan *p)
 {
@@ -619,7 +471,7 @@ bitmap_transaction (const struct bitmap_action *actions, size_t nr,
   if (record (&t, err) == -1)
     goto unlock;
   instant (&t);
-  r = walk (&t, actions, nr, err);
+  r = transaction_walk (&t, actions, nr, err);
   for (size_t i = 0; i < t.nr; i++)
     drop_companions (&t.plans[i]);
   done = true;

@@ -20,8 +20,8 @@
 #include "incoming-impl.h"
 #include "incoming-names.h"
 
-static int
-bad_body (const char *what, struct error *err)
+int
+incoming_malformed (const char *what, struct error *err)
 {
   return error_set (err, EBADMSG, "malformed %s packet", what);
 }
@@ -41,7 +41,7 @@ check_drive (struct drive *d, const struct uuid *session, json_t *disk,
   if (json_unpack (disk, "{s:I, s:s, s:I}", "size", &size, "lineage",
                    &lineage, "generation", &generation) == -1 ||
       !uuid_parse (lineage, &l))
-    return bad_body ("HELLO", err);
+    return incoming_malformed ("HELLO", err);
   switch (d->mode) {
   case DRIVE_INCOMING:
     break;
@@ -72,78 +72,6 @@ check_drive (struct drive *d, const struct uuid *session, json_t *disk,
   return 0;
 }
 
-static bool
-contains (const struct drive_entry *v, size_t nr,
-          const struct named_bitmap *nb)
-{
-  for (size_t i = 0; i < nr; i++)
-    if (v[i].nb == nb)
-      return true;
-  return false;
-}
-
-/* Make these the drive's bitmaps, in the sidecar first.  What is not among
- * them any more is freed.  On error nothing has changed, and new ones are
- * still the caller's.  Control held.
- */
-static int
-replace_bitmaps (struct drive *d, const struct drive_entry *now, size_t nr,
-                 struct error *err)
-{
-  CLEANUP_FREE struct named_bitmap **list =
-    malloc ((nr + 1) * sizeof list[0]);
-  CLEANUP_FREE struct named_bitmap **was =
-    malloc ((d->nr_bitmaps + 1) * sizeof was[0]);
-  size_t nr_was = d->nr_bitmaps;
-
-  if (list == NULL || was == NULL)
-    return error_set (err, ENOMEM, "%m");
-  if (drive_write_directory (d, now, nr, err) == -1) {
-    drive_write_list (d, NULL); /* it may be there all the same */
-    return -1;
-  }
-  memcpy (was, d->bitmaps, nr_was * sizeof was[0]);
-  for (size_t i = 0; i < nr; i++)
-    list[i] = now[i].nb;
-  drive_set_bitmaps (d, take_ptr (&list), nr);
-  pthread_mutex_lock (&d->list);
-  for (size_t i = 0; i < nr; i++)
-    now[i].nb->recording = now[i].recording;
-  pthread_mutex_unlock (&d->list);
-  for (size_t i = 0; i < nr_was; i++)
-    if (!contains (now, nr, was[i]))
-      drive_free_bitmap (d, was[i]);
-  return 0;
-}
-
-/* The drive's own bitmaps, not those that are coming in.  Returns how many.
- */
-static size_t
-own_bitmaps (struct drive *d, struct drive_entry *own)
-{
-  size_t nr = 0;
-
-  for (size_t i = 0; i < d->nr_bitmaps; i++) {
-    struct named_bitmap *nb = d->bitmaps[i];
-
-    if (!nb->incoming)
-      own[nr++] = (struct drive_entry){ nb, nb->recording };
-  }
-  return nr;
-}
-
-/* Forget the bitmaps that an unfinished session brought.  Control held. */
-static int
-drop_incoming (struct drive *d, struct error *err)
-{
-  CLEANUP_FREE struct drive_entry *keep =
-    malloc ((d->nr_bitmaps + 1) * sizeof keep[0]);
-
-  if (keep == NULL)
-    return error_set (err, ENOMEM, "%m");
-  return replace_bitmaps (d, keep, own_bitmaps (d, keep), err);
-}
-
 /* What is on the disk is that session's from here on, durably.  Control held.
  */
 static int
@@ -170,7 +98,7 @@ take_drive (struct drive *d, const struct uuid *session, struct error *err)
   if (journal_get (d->journal)->state == JOURNAL_PREPARED &&
       record_incoming (d, session, err) == -1)
     return -1;
-  if (drop_incoming (d, err) == -1)
+  if (incoming_drop_bitmaps (d, err) == -1)
     return -1;
   drives_close (&d, 1, true);
   drive_set_mode (d, DRIVE_INCOMING, NULL);
@@ -283,7 +211,7 @@ begin_session (struct incoming *in, const struct uuid *id, json_t *disks,
     }
     for (size_t k = 0; k < i; k++)
       if (s->drives[k] == d->drive) {
-        bad_body ("HELLO", err);
+        incoming_malformed ("HELLO", err);
         goto fail;
       }
     s->drives[i] = d->drive;
@@ -338,7 +266,7 @@ incoming_hello (struct incoming_channel *ch, const struct packet_header *h,
   struct session *s, *old;
 
   if (!json_is_array (disks) || h->epoch == SESSION_CLOSED)
-    return bad_body ("HELLO", err);
+    return incoming_malformed ("HELLO", err);
   s = find_session (ch->in, &h->session);
   if (s == NULL) {
     s = begin_session (ch->in, &h->session, disks, err);
@@ -355,105 +283,6 @@ incoming_hello (struct incoming_channel *ch, const struct packet_header *h,
   pthread_mutex_unlock (&ch->in->lock);
   session_unref (ch->in, old);
   return 0;
-}
-
-/* ---- LIST ---- */
-
-struct listed {
-  const char *name;
-  json_int_t granularity;
-  int recording, persistent;
-};
-
-static int
-unpack_listed (json_t *o, struct listed *l, struct error *err)
-{
-  if (json_unpack (o, "{s:s, s:I, s:b, s:b}", "name", &l->name,
-                   "granularity", &l->granularity, "recording",
-                   &l->recording, "persistent", &l->persistent) == -1 ||
-      l->granularity < 1 << BITMAP_MIN_SHIFT ||
-      l->granularity > INT64_C (1) << BITMAP_MAX_SHIFT ||
-      (l->granularity & (l->granularity - 1)) != 0 || l->name[0] == '\0' ||
-      strlen (l->name) > 1023)
-    return bad_body ("LIST", err);
-  return 0;
-}
-
-static int
-check_once (const struct drive_entry *v, size_t nr, const char *name,
-            struct error *err)
-{
-  for (size_t i = 0; i < nr; i++)
-    if (strcmp (v[i].nb->name, name) == 0)
-      return bad_body ("LIST", err);
-  return 0;
-}
-
-/* The bitmap that the list asks for: one that came before, or a new one. */
-static struct named_bitmap *
-listed_bitmap (struct drive *d, const struct listed *l, struct error *err)
-{
-  unsigned shift = __builtin_ctzll (l->granularity);
-  struct named_bitmap *nb = drive_find_bitmap (d, l->name);
-
-  if (nb && !nb->incoming) {
-    error_set (err, EEXIST, "Bitmap already exists: %s (disk '%s' at the "
-               "destination)", l->name, d->name);
-    return NULL;
-  }
-  if (nb && nb->shift == shift && nb->persistent == l->persistent)
-    return nb;
-  nb = drive_new_bitmap (d, l->name, shift, l->persistent, l->recording, err);
-  if (nb == NULL) {
-    error_prefix (err, "bitmap '%s' at the destination", l->name);
-    return NULL;
-  }
-  nb->incoming = true;
-  return nb;
-}
-
-int
-incoming_list (struct session *s, const struct packet_header *h, json_t *body,
-               struct error *err)
-{
-  json_t *list = json_object_get (body, "bitmaps"), *o;
-  struct drive_entry *now;
-  struct drive *d;
-  size_t nr, own, i;
-
-  if (!json_is_array (list) || h->disk >= s->nr)
-    return bad_body ("LIST", err);
-  d = s->drives[h->disk];
-  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&d->control);
-  if (d->mode != DRIVE_INCOMING)
-    return error_set (err, EPROTO, "disk '%s' is %s; it takes no bitmaps",
-                      d->name, drive_mode_name (d->mode));
-  now = malloc ((d->nr_bitmaps + json_array_size (list) + 1) *
-                sizeof now[0]);
-  if (now == NULL)
-    return error_set (err, ENOMEM, "%m");
-  nr = own = own_bitmaps (d, now);
-  json_array_foreach (list, i, o) {
-    struct listed l;
-    struct named_bitmap *nb;
-
-    if (unpack_listed (o, &l, err) == -1 ||
-        check_once (now + own, nr - own, l.name, err) == -1 ||
-        (nb = listed_bitmap (d, &l, err)) == NULL)
-      goto fail;
-    now[nr++] = (struct drive_entry){ nb, l.recording };
-  }
-  if (replace_bitmaps (d, now, nr, err) == -1)
-    goto fail;
-  free (now);
-  return 0;
-
- fail:
-  for (size_t k = 0; k < nr; k++)
-    if (drive_find_bitmap (d, now[k].nb->name) != now[k].nb)
-      drive_free_bitmap (d, now[k].nb);
-  free (now);
-  return -1;
 }
 
 /* ---- PREPARE ---- */
@@ -473,7 +302,7 @@ check_counts (struct drive *d, json_t *disk, struct error *err)
     struct named_bitmap *nb;
 
     if (json_unpack (o, "{s:s, s:I}", "name", &name, "bits", &bits) == -1)
-      return bad_body ("PREPARE", err);
+      return incoming_malformed ("PREPARE", err);
     nb = drive_find_bitmap (d, name);
     if (nb == NULL || !nb->incoming || nb->bits == NULL)
       return error_set (err, EBADMSG, "bitmap '%s' did not arrive", name);
@@ -513,7 +342,7 @@ prepare_drive (struct session *s, struct drive *d, json_t *disk,
   if (json_unpack (disk, "{s:s, s:I}", "lineage", &lineage, "generation",
                    &generation) == -1 ||
       !uuid_parse (lineage, &rec.lineage))
-    return bad_body ("PREPARE", err);
+    return incoming_malformed ("PREPARE", err);
   if (d->mode != DRIVE_INCOMING && d->mode != DRIVE_PREPARED)
     return error_set (err, EPROTO, "disk '%s' is %s; it cannot be prepared",
                       d->name, drive_mode_name (d->mode));
@@ -553,7 +382,7 @@ incoming_prepare (struct session *s, json_t *body, struct error *err)
 
   if (json_unpack (body, "{s:I}", "attempt", &attempt) == -1 ||
       json_array_size (disks) != s->nr)
-    return bad_body ("PREPARE", err);
+    return incoming_malformed ("PREPARE", err);
   fence_drain (&s->fence);
   for (size_t i = 0; i < s->nr; i++) {
     struct drive *d = s->drives[i];
@@ -627,7 +456,7 @@ incoming_commit (struct incoming *in, const struct packet_header *h,
 
   if (json_unpack (body, "{s:I}", "attempt", &attempt) == -1 ||
       json_array_size (disks) == 0)
-    return bad_body ("COMMIT", err);
+    return incoming_malformed ("COMMIT", err);
   /* The first disk is the coordinator: its record decides for all. */
   json_array_foreach (disks, i, o) {
     const char *name = json_string_value (o);

@@ -62,11 +62,19 @@ int incoming_begin (struct session *s, struct error *err);
 int incoming_hello (struct incoming_channel *ch,
                     const struct packet_header *h, json_t *body,
                     struct error *err);
-int incoming_list (struct session *s, const struct packet_header *h,
-                   json_t *body, struct error *err);
 int incoming_prepare (struct session *s, json_t *body, struct error *err);
 int incoming_commit (struct incoming *in, const struct packet_header *h,
                      json_t *body, struct error *err);
 int incoming_cancel (struct session *s, struct error *err);
+
+/* -1, with the words for a packet whose JSON is not as it must be. */
+int incoming_malformed (const char *what, struct error *err);
+
+/* incoming-bitmaps.c: the LIST packet; and forget what an unfinished session
+ * brought (control held).
+ */
+int incoming_list (struct session *s, const struct packet_header *h,
+                   json_t *body, struct error *err);
+int incoming_drop_bitmaps (struct drive *d, struct error *err);
 
 #endif /* FERRY_INCOMING_IMPL_H */

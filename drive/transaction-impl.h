@@ -1,0 +1,52 @@
+/* nbdferry - the parts of a transaction, among themselves
+ * SPDX-License-Identifier: BSD-3-Clause
+ */
+#ifndef FERRY_TRANSACTION_IMPL_H
+#define FERRY_TRANSACTION_IMPL_H
+
+#include "transaction.h"
+
+/* A bitmap as it will be. */
+struct planned {
+  struct named_bitmap *nb;
+  struct bitmap *companion; /* of one that is cleared: what it is to keep */
+  struct bitmap *merged;    /* what was merged into it after that */
+  bool recording;
+  bool added, removed;
+  bool cleared, touched; /* so far, in the walk */
+};
+
+struct plan {
+  struct drive *drive;
+  struct planned *list; /* room for all that may be added */
+  size_t nr;
+  bool changed;         /* the list, or what is recording */
+  bool persistent;      /* the sidecar's directory changes */
+  bool disables;        /* a persistent bitmap stops to record */
+  bool clears;          /* one that records is cleared */
+  bool merges;          /* into a persistent one */
+  struct named_bitmap **bitmaps; /* the new list, and its length */
+  size_t nr_bitmaps;
+  struct marks *marks;        /* for the instant; afterwards the old ones */
+  struct marks *marks_after;  /* without the companions */
+};
+
+struct transaction {
+  struct plan *plans;
+  struct drive **drives; /* in the order of their locks */
+  size_t nr;
+};
+
+struct plan *plan_of (struct transaction *t, const struct drive *d);
+
+/* The bitmap of that name, as the actions so far leave the list, or NULL. */
+struct planned *planned_find (struct plan *p, const char *name);
+
+/* Merges and clears.  -1: bits may be lost by a loss of power; then nothing
+ * was cleared.
+ */
+int transaction_walk (struct transaction *t,
+                      const struct bitmap_action *actions, size_t nr,
+                      struct error *err);
+
+#endif /* FERRY_TRANSACTION_IMPL_H */
