@@ -24,6 +24,8 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include "cleanup.h"
+
 #define SECTOR   512
 #define PAGE     4096
 #define MAX_FILE (UINT64_C (192) << 20)
@@ -69,7 +71,7 @@ static unsigned mask_of_step (int file);
 
 static uint64_t rnd_state = UINT64_C (88172645463325252);
 
-static uint64_t
+UNUSED static uint64_t
 rnd (uint64_t n)
 {
   rnd_state ^= rnd_state << 13;
