@@ -10,6 +10,7 @@
 #include <unistd.h>
 
 #include "cleanup.h"
+#include "fullio.h"
 #include "incoming-names.h"
 
 /* A file of names alone; more is not ours. */
@@ -26,13 +27,10 @@ file_path (const char *state_dir, const char *suffix)
 }
 
 static int
-sync_dir (const char *dir, struct error *err)
+sync_names (const char *path, struct error *err)
 {
-  CLEANUP_CLOSE int fd = open (dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-
-  if (fd == -1 || fsync (fd) == -1)
-    return error_set (err, errno, "sync %s: %m", dir);
-  return 0;
+  return sync_directory_of (path) == 0 ? 0
+    : error_set (err, errno, "sync the directory of %s: %m", path);
 }
 
 static json_t *
@@ -61,14 +59,14 @@ incoming_names_write (const char *state_dir,
   if (json_array_size (names) == 0) {
     /* Mostly it was not there, and nothing needs to be made durable. */
     if (unlink (path) == 0)
-      return sync_dir (state_dir, err);
+      return sync_names (path, err);
     return errno == ENOENT ? 0 : error_set (err, errno, "remove %s: %m", path);
   }
   fd = open (tmp, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
   if (fd == -1 || json_dumpfd (names, fd, JSON_INDENT (1)) == -1 ||
       fsync (fd) == -1 || rename (tmp, path) == -1)
     return error_set (err, errno, "write %s: %m", path);
-  return sync_dir (state_dir, err);
+  return sync_names (path, err);
 }
 
 json_t *

@@ -17,6 +17,7 @@
 #include "activity-format.h"
 #include "activity.h"
 #include "cleanup.h"
+#include "fullio.h"
 
 size_t
 activity_nr_records (uint64_t nr_regions)
@@ -113,27 +114,6 @@ activity_record_word (const uint8_t *sector, size_t i)
 
 /* ---- reading ---- */
 
-/* Whole sectors, as far as the file goes; what is missing is zeros, which are
- * no valid sector.
- */
-static int
-read_sectors (int fd, void *buf, size_t len, off_t offset)
-{
-  size_t done = 0;
-
-  memset (buf, 0, len);
-  while (done < len) {
-    ssize_t r = pread (fd, (uint8_t *) buf + done, len - done, offset + done);
-
-    if (r == -1 && errno == EINTR)
-      continue;
-    if (r <= 0)
-      return r;
-    done += r;
-  }
-  return 0;
-}
-
 static bool
 parse_header (const uint8_t *sector, struct activity_geometry *g,
               unsigned *flags)
@@ -175,7 +155,7 @@ read_file (int fd, struct activity_geometry *g, unsigned *flags,
   CLEANUP_FREE uint64_t *w = NULL;
   size_t nr;
 
-  if (read_sectors (fd, header, sizeof header, 0) == -1 ||
+  if (full_pread_zeros (fd, header, sizeof header, 0) == -1 ||
       !parse_header (header, g, flags))
     return 0;
   nr = activity_nr_records (g->nr);
@@ -183,7 +163,7 @@ read_file (int fd, struct activity_geometry *g, unsigned *flags,
   w = calloc (nr, ACTIVITY_RECORD_WORDS * sizeof w[0]);
   if (buf == NULL || w == NULL)
     return error_set (err, ENOMEM, "%m");
-  if (read_sectors (fd, buf, nr * ACTIVITY_SECTOR, ACTIVITY_SECTOR) == -1)
+  if (full_pread_zeros (fd, buf, nr * ACTIVITY_SECTOR, ACTIVITY_SECTOR) == -1)
     return 0;
   for (size_t i = 0; i < nr; i++)
     parse_record (buf + i * ACTIVITY_SECTOR, i,
@@ -218,43 +198,6 @@ activity_read (const char *path, struct activity_geometry *g,
 
 /* ---- writing ---- */
 
-int
-activity_pwrite (int fd, const void *buf, size_t len, off_t offset)
-{
-  size_t done = 0;
-
-  while (done < len) {
-    ssize_t r = pwrite (fd, (const uint8_t *) buf + done, len - done,
-                        offset + done);
-
-    if (r == -1 && errno == EINTR)
-      continue;
-    if (r <= 0) {
-      if (r == 0)
-        errno = EIO;
-      return -1;
-    }
-    done += r;
-  }
-  return 0;
-}
-
-static int
-sync_directory_of (const char *path)
-{
-  CLEANUP_FREE char *dir = strdup (path);
-  CLEANUP_CLOSE int fd = -1;
-  char *slash;
-
-  if (dir == NULL)
-    return -1;
-  slash = strrchr (dir, '/');
-  if (slash)
-    slash[slash == dir ? 1 : 0] = '\0';
-  fd = open (slash ? dir : ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-  return fd == -1 ? -1 : fsync (fd);
-}
-
 /* The whole file is written, so that no later write needs space. */
 static int
 fill (int fd, const struct activity_geometry *g, unsigned flags)
@@ -267,7 +210,7 @@ fill (int fd, const struct activity_geometry *g, unsigned flags)
   activity_make_header (buf, g, flags, 0);
   for (size_t i = 1; i < nr; i++)
     activity_make_record (buf + i * ACTIVITY_SECTOR, i - 1, 0, NULL, 0);
-  if (activity_pwrite (fd, buf, nr * ACTIVITY_SECTOR, 0) == -1)
+  if (full_pwrite (fd, buf, nr * ACTIVITY_SECTOR, 0) == -1)
     return -1;
   return fsync (fd);
 }

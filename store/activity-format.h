@@ -57,6 +57,4 @@ int activity_read (const char *path, struct activity_geometry *g,
 int activity_create (const char *path, const struct activity_geometry *g,
                      unsigned flags, struct error *err);
 
-int activity_pwrite (int fd, const void *buf, size_t len, off_t offset);
-
 #endif /* FERRY_ACTIVITY_FORMAT_H */

@@ -45,6 +45,7 @@
 #include "activity.h"
 #include "cleanup.h"
 #include "clock.h"
+#include "fullio.h"
 
 struct activity {
   struct activity_hot hot; /* first: activity_is_armed relies on it */
@@ -232,7 +233,7 @@ write_sectors (int fd, const uint8_t *buf, const size_t *numbers, size_t n)
     k = i + 1;
     while (k < n && numbers[k] == numbers[k - 1] + 1)
       k++;
-    if (activity_pwrite (fd, buf + i * ACTIVITY_SECTOR,
+    if (full_pwrite (fd, buf + i * ACTIVITY_SECTOR,
                          (k - i) * ACTIVITY_SECTOR,
                          (off_t) numbers[i] * ACTIVITY_SECTOR) == -1)
       return -1;

@@ -33,6 +33,7 @@
 
 #include "cleanup.h"
 #include "error.h"
+#include "fullio.h"
 #include "journal-record.h"
 
 #define MAGIC     "FERRYJNL"
@@ -79,48 +80,6 @@ journal_boot_id (char id[37])
   if (fscanf (f, "%36[0-9a-f-]", id) != 1)
     id[0] = '\0';
   fclose (f);
-}
-
-static int
-full_pread (int fd, void *buf, size_t len, off_t offset)
-{
-  size_t done = 0;
-
-  while (done < len) {
-    ssize_t r = pread (fd, (char *) buf + done, len - done, offset + done);
-
-    if (r == -1 && errno == EINTR)
-      continue;
-    if (r == -1)
-      return -1;
-    if (r == 0)
-      break;
-    done += r;
-  }
-  /* What is missing at the end of the file reads as zeros. */
-  memset ((char *) buf + done, 0, len - done);
-  return 0;
-}
-
-static int
-full_pwrite (int fd, const void *buf, size_t len, off_t offset)
-{
-  size_t done = 0;
-
-  while (done < len) {
-    ssize_t r = pwrite (fd, (const char *) buf + done, len - done,
-                        offset + done);
-
-    if (r == -1 && errno == EINTR)
-      continue;
-    if (r <= 0) {
-      if (r == 0)
-        errno = EIO;
-      return -1;
-    }
-    done += r;
-  }
-  return 0;
 }
 
 static uint64_t
@@ -177,7 +136,7 @@ read_record (int fd, const char *path, struct journal_record *rec,
 
   if (buf == NULL)
     return error_set (err, ENOMEM, "%s: %m", path);
-  if (full_pread (fd, buf, FILE_SIZE, 0) == -1)
+  if (full_pread_zeros (fd, buf, FILE_SIZE, 0) == -1)
     return error_set (err, errno, "%s: read: %m", path);
   for (unsigned i = 0; i < NR_SLOTS; ++i) {
     memset (&r[i], 0, sizeof r[i]);
@@ -242,22 +201,6 @@ write_slot (int fd, const char *path, unsigned slot, uint64_t sequence,
     error_prefix (err, "state \"%s\" may or may not be on disk",
                   journal_state_name (rec->state));
   return -1;
-}
-
-static int
-sync_directory_of (const char *path)
-{
-  CLEANUP_FREE char *dir = strdup (path);
-  CLEANUP_CLOSE int fd = -1;
-  char *slash;
-
-  if (dir == NULL)
-    return -1;
-  slash = strrchr (dir, '/');
-  if (slash)
-    slash[slash == dir ? 1 : 0] = '\0';
-  fd = open (slash ? dir : ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-  return fd == -1 ? -1 : fsync (fd);
 }
 
 /* A new journal under 'path', open for writing as j->fd. */

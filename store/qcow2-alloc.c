@@ -19,6 +19,7 @@
 
 #include "cleanup.h"
 #include "error.h"
+#include "fullio.h"
 #include "qcow2-internal.h"
 #include "sigbus.h"
 
@@ -49,7 +50,7 @@ write_refs (struct qcow2 *q, const struct qcow2_run *run)
     return -1;
   for (uint64_t i = 0; i < run->nr; ++i)
     buf[i] = htobe16 (q->refs[run->first + i]);
-  return qcow2_pwrite (q->fd, buf, run->nr * 2,
+  return full_pwrite (q->fd, buf, run->nr * 2,
                        REFBLOCK_OFFSET + run->first * 2);
 }
 
@@ -172,7 +173,7 @@ zero_range (int fd, uint64_t offset, uint64_t len)
   while (len > 0) {
     size_t n = len < ZEROS ? len : ZEROS;
 
-    if (qcow2_pwrite (fd, zeros, n, offset) == -1)
+    if (full_pwrite (fd, zeros, n, offset) == -1)
       return -1;
     offset += n;
     len -= n;
@@ -189,7 +190,7 @@ write_table (struct qcow2 *q, const struct qcow2_run *run)
     return -1;
   for (uint64_t i = 1; i < run->nr; ++i)
     table[i - 1] = htobe64 ((run->first + i) << OUR_CLUSTER_BITS);
-  return qcow2_pwrite (q->fd, table, (run->nr - 1) * 8,
+  return full_pwrite (q->fd, table, (run->nr - 1) * 8,
                        run->first << OUR_CLUSTER_BITS);
 }
 

@@ -14,6 +14,7 @@
 
 #include "cleanup.h"
 #include "error.h"
+#include "fullio.h"
 #include "qcow2-internal.h"
 
 #if __BYTE_ORDER != __LITTLE_ENDIAN
@@ -163,13 +164,13 @@ write_l2 (struct qcow2 *q)
 
     for (uint64_t i = 0; i < n; ++i)
       buf[i] = htobe64 ((c + i) << OUR_CLUSTER_BITS | QCOW2_OFLAG_COPIED);
-    if (qcow2_pwrite (q->fd, buf, n * 8,
+    if (full_pwrite (q->fd, buf, n * 8,
                       (OUR_L2 + c / per_table) << OUR_CLUSTER_BITS) == -1)
       return -1;
   }
   for (uint64_t i = 0; i < q->nr_l2; ++i)
     buf[i] = htobe64 ((OUR_L2 + i) << OUR_CLUSTER_BITS | QCOW2_OFLAG_COPIED);
-  return qcow2_pwrite (q->fd, buf, q->nr_l2 * 8, OUR_L1 * OUR_CLUSTER);
+  return full_pwrite (q->fd, buf, q->nr_l2 * 8, OUR_L1 * OUR_CLUSTER);
 }
 
 int
@@ -181,9 +182,9 @@ qcow2_create_layout (struct qcow2 *q, struct error *err)
   if (header == NULL)
     return error_set (err, ENOMEM, "%s: %m", q->path);
   if (ftruncate (q->fd, our_first_free (q->nr_l2) << OUR_CLUSTER_BITS) == -1
-      || qcow2_pwrite (q->fd, &refblock, 8, OUR_REFTABLE * OUR_CLUSTER) == -1
+      || full_pwrite (q->fd, &refblock, 8, OUR_REFTABLE * OUR_CLUSTER) == -1
       || write_l2 (q) == -1
-      || qcow2_pwrite (q->fd, header, header_length (q), 0) == -1)
+      || full_pwrite (q->fd, header, header_length (q), 0) == -1)
     return error_set (err, errno, "%s: cannot write the sidecar of a disk of "
                       "%" PRIu64 " bytes: %m", q->path, q->size);
   return qcow2_repair_refs (q, err);

@@ -27,6 +27,7 @@
 #include <unistd.h>
 
 #include "error.h"
+#include "fullio.h"
 #include "qcow2-internal.h"
 
 static size_t
@@ -106,10 +107,10 @@ write_run (struct qcow2 *q, const struct qcow2_run *run, const uint8_t *dir,
   static const uint8_t empty[(QCOW2_MAX_BITMAP_BYTES >> OUR_CLUSTER_BITS) * 8];
   uint64_t i = qcow2_div_up (len, OUR_CLUSTER);
 
-  if (qcow2_pwrite (q->fd, dir, len, run->first << OUR_CLUSTER_BITS) == -1)
+  if (full_pwrite (q->fd, dir, len, run->first << OUR_CLUSTER_BITS) == -1)
     return -1;
   for (; i < run->nr; ++i)
-    if (qcow2_pwrite (q->fd, empty, sizeof empty,
+    if (full_pwrite (q->fd, empty, sizeof empty,
                       (run->first + i) << OUR_CLUSTER_BITS) == -1)
       return -1;
   return 0;
@@ -129,7 +130,7 @@ flip (struct qcow2 *q, uint8_t *dir, size_t len, size_t nr,
   q->dir_nr = nr;
   q->dir_run = *run;
   if (qcow2_encode_sector (q, sector) == -1
-      || qcow2_pwrite (q->fd, sector, sizeof sector, 0) == -1
+      || full_pwrite (q->fd, sector, sizeof sector, 0) == -1
       || fsync (q->fd) == -1) {
     /* The old one or the new one counts, who knows. */
     q->failed = true;
@@ -227,7 +228,7 @@ qcow2_flag_directory (struct qcow2 *q, bool in_use, struct error *err)
     at += (sizeof d + be16toh (d.name_size) + 7) & ~(size_t) 7;
   }
   if (q->dir_nr
-      && qcow2_pwrite (q->fd, q->dir, q->dir_len,
+      && full_pwrite (q->fd, q->dir, q->dir_len,
                        q->dir_run.first << OUR_CLUSTER_BITS) == -1)
     return error_set (err, errno, "%s: writing the bitmap directory: %m",
                       q->path);

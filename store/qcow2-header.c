@@ -14,51 +14,19 @@
 
 #include "cleanup.h"
 #include "error.h"
+#include "fullio.h"
 #include "qcow2-internal.h"
 
 int
 qcow2_pread (int fd, void *buf, size_t len, uint64_t offset)
 {
-  uint8_t *p = buf;
+  ssize_t r = full_pread (fd, buf, len, offset);
 
-  while (len > 0) {
-    ssize_t r = pread (fd, p, len, offset);
-
-    if (r == -1 && errno == EINTR)
-      continue;
-    if (r == -1)
-      return -1;
-    if (r == 0) {
-      errno = EIO;
-      return -1;
-    }
-    p += r;
-    offset += r;
-    len -= r;
+  if (r != -1 && (size_t) r < len) {
+    errno = EIO;
+    return -1;
   }
-  return 0;
-}
-
-int
-qcow2_pwrite (int fd, const void *buf, size_t len, uint64_t offset)
-{
-  const uint8_t *p = buf;
-
-  while (len > 0) {
-    ssize_t r = pwrite (fd, p, len, offset);
-
-    if (r == -1 && errno == EINTR)
-      continue;
-    if (r <= 0) {
-      if (r == 0)
-        errno = EIO;
-      return -1;
-    }
-    p += r;
-    offset += r;
-    len -= r;
-  }
-  return 0;
+  return r == -1 ? -1 : 0;
 }
 
 static void

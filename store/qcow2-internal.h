@@ -75,9 +75,8 @@ bool qcow2_is_abandoned (const struct qcow2_image *img,
 bool qcow2_has_no_bits (const struct qcow2_image *img,
                         const struct qcow2_dirent *d, const uint64_t *table);
 
-/* Whole reads and writes; -1 with errno (EIO at the end of the file). */
+/* A whole read; -1 with errno (EIO at the end of the file). */
 int qcow2_pread (int fd, void *buf, size_t len, uint64_t offset);
-int qcow2_pwrite (int fd, const void *buf, size_t len, uint64_t offset);
 
 /* ---- our own layout ---- */
 

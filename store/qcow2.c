@@ -33,6 +33,7 @@
 
 #include "cleanup.h"
 #include "error.h"
+#include "fullio.h"
 #include "lock.h"
 #include "qcow2-internal.h"
 
@@ -75,24 +76,6 @@ open_locked (const char *path, int flags, struct error *err)
   }
   return error_set (err, EAGAIN, "%s: is being replaced by another process",
                     path);
-}
-
-static int
-sync_directory_of (const char *path, struct error *err)
-{
-  CLEANUP_FREE char *dir = strdup (path);
-  CLEANUP_CLOSE int fd = -1;
-  char *slash;
-
-  if (dir == NULL)
-    return error_set (err, ENOMEM, "%s: %m", path);
-  slash = strrchr (dir, '/');
-  if (slash)
-    slash[slash == dir ? 1 : 0] = '\0';
-  fd = open (slash ? dir : ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-  if (fd == -1 || fsync (fd) == -1)
-    return error_set (err, errno, "%s: fsync of its folder: %m", path);
-  return 0;
 }
 
 static int
@@ -336,7 +319,8 @@ build (const char *path, const char *data_file, uint64_t size, int old,
     error_set (err, errno, "%s: cannot put the new file in place: %m", path);
     goto failed;
   }
-  if (sync_directory_of (path, err) == -1) {
+  if (sync_directory_of (path) == -1) {
+    error_set (err, errno, "%s: fsync of its folder: %m", path);
     qcow2_destroy (q);
     return NULL;
   }
