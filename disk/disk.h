@@ -63,6 +63,10 @@ struct disk_ops {
    */
   int (*next_data) (struct disk *d, uint64_t offset, uint64_t end,
                     uint64_t *data);
+  /* The end is near: wait for nothing that may never come.  Requests that are
+   * under way get a few seconds.  NULL: there is no such thing.
+   */
+  void (*hurry) (struct disk *d);
   void (*close) (struct disk *d); /* frees it */
 };
 

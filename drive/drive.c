@@ -18,6 +18,7 @@
 #include "drive.h"
 #include "keeper.h"
 #include "load.h"
+#include "source.h"
 
 bool
 drive_is_elsewhere (const struct drive *d)
@@ -164,6 +165,12 @@ open_store (struct drive *d, bool created, struct journal_record *rec,
 
   if (drive_load (d, created, &given_up, err) == -1)
     return -1;
+  /* A server that took what the last daemon wrote, and can't keep it, is
+   * better found out now.
+   */
+  if (!d->found_clean && d->disk->ops->times == NULL &&
+      d->disk->ops->flush (d->disk) == -1)
+    return error_set (err, errno, "flush %s: %m", d->path);
   rec->reasons = reasons_to_json (d);
   journal_boot_id (boot);
   if (given_up && (was->clean || strcmp (was->boot_id, boot) == 0)) {
@@ -192,6 +199,8 @@ open_state (struct drive *d, const struct drive_options *opt,
   if (mkdir (d->state_dir, 0700) == -1 && errno != EEXIST)
     return error_set (err, errno, "create the state directory %s: %m",
                       d->state_dir);
+  if (source_prepare (d, err) == -1)
+    return -1;
   if (asprintf (&path, "%s/journal", d->state_dir) == -1) {
     path = NULL;
     return error_set (err, ENOMEM, "%m");
@@ -235,7 +244,9 @@ alloc_drive (const struct drive_options *opt, struct error *err)
   if (d->state_dir && asprintf (&d->sidecar, "%s/bitmaps.qcow2",
                                 d->state_dir) == -1)
     d->sidecar = NULL;
-  if (d->name && d->path && d->sidecar)
+  if (d->state_dir)
+    d->data_file = source_data_file (d->path, d->state_dir);
+  if (d->name && d->path && d->sidecar && d->data_file)
     return d;
   drive_free (d);
  nomem:
@@ -274,7 +285,7 @@ drive_open (const struct drive_options *opt, struct error *err)
 
   if (d == NULL)
     return NULL;
-  d->disk = disk_open_file (d->path, opt->create, opt->readonly, err);
+  d->disk = source_open (d, opt, err);
   if (d->disk == NULL)
     goto fail;
   d->size = d->disk->size;
@@ -406,6 +417,8 @@ drive_shutdown (struct drive *d, struct error *err)
 
   gate_stop (&d->writes);
   gate_stop (&d->reads);
+  if (d->disk->ops->hurry)
+    d->disk->ops->hurry (d->disk);
   keeper_stop (d);
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&d->control);
   gate_close (&d->writes);
@@ -448,6 +461,7 @@ drive_free (struct drive *d)
   gate_destroy (&d->writes);
   gate_destroy (&d->reads);
   free (d->sidecar);
+  free (d->data_file);
   free (d->name);
   free (d->path);
   free (d->state_dir);

@@ -80,8 +80,9 @@ enum drive_durability {
 struct drive {
   /* Read-only after drive_open. */
   char *name;      /* of the export */
-  char *path;      /* of the disk, absolute */
+  char *path;      /* of the disk, absolute; or an NBD URI */
   char *state_dir; /* absolute */
+  char *data_file; /* what bitmaps.qcow2 has for its data file, absolute */
   char *sidecar;   /* path of bitmaps.qcow2 in it */
   uint64_t size;   /* bytes */
   struct disk *disk;
@@ -126,10 +127,14 @@ struct drive {
   uint64_t list_version;         /* the same: + 1 at each change */
 };
 
+#define DRIVE_NBD_TIMEOUT 30
+
 struct drive_options {
   const char *name;      /* required */
-  const char *path;      /* required, absolute */
-  const char *state_dir; /* absolute; NULL: path.ferry */
+  const char *path;      /* required, absolute; or an NBD URI */
+  const char *state_dir; /* absolute; NULL: path.ferry; required for a URI */
+  unsigned nbd_timeout;  /* s; how long requests wait for a server that is away;
+                            0: DRIVE_NBD_TIMEOUT */
   uint64_t create;       /* size of a missing file, or 0 */
   bool readonly;
   enum drive_durability durability;

@@ -16,19 +16,9 @@
 #include <string.h>
 #include <sys/eventfd.h>
 
-#include <libnbd.h>
-
 #include "cleanup.h"
-#include "client.h"
+#include "client-impl.h"
 #include "clock.h"
-
-struct client {
-  struct nbd_handle *nbd;
-  const struct stop *stop;
-  unsigned timeout_ms;
-  uint64_t deadline; /* ns, of all requests; 0: none */
-  bool given_up;
-};
 
 /* ---- stop ---- */
 
@@ -125,9 +115,8 @@ nbd_errno (void)
   return e ? e : EIO;
 }
 
-/* Drive a request to its end. */
-static int
-finish (struct client *c, int64_t cookie)
+int
+client_finish (struct client *c, int64_t cookie)
 {
   uint64_t deadline = deadline_in (c->timeout_ms);
 
@@ -160,9 +149,9 @@ finish (struct client *c, int64_t cookie)
 
 /* ---- connecting ---- */
 
-static int
-drive_until (struct client *c, int (*there) (struct nbd_handle *),
-             uint64_t deadline, const char *uri, struct error *err)
+int
+client_drive_until (struct client *c, int (*there) (struct nbd_handle *),
+                    uint64_t deadline, const char *uri, struct error *err)
 {
   while (!there (c->nbd)) {
     if (nbd_aio_is_dead (c->nbd) || nbd_aio_is_closed (c->nbd) ||
@@ -188,51 +177,43 @@ negotiating_or_more (struct nbd_handle *nbd)
 }
 
 static int
-prepare_handle (struct client *c, struct error *err)
+prepare_handle (struct client *c, const char *context, struct error *err)
 {
   c->nbd = nbd_create ();
   if (c->nbd == NULL ||
       nbd_set_uri_allow_local_file (c->nbd, true) == -1 ||
       nbd_set_opt_mode (c->nbd, true) == -1 ||
-      nbd_add_meta_context (c->nbd, LIBNBD_CONTEXT_BASE_ALLOCATION) == -1)
+      (context && nbd_add_meta_context (c->nbd, context) == -1))
     return error_set (err, nbd_errno (), "%s", nbd_get_error ());
   return 0;
 }
 
 struct client *
-client_connect (const char *uri, const char *export, const struct stop *stop,
-                unsigned timeout_ms, struct error *err)
+client_negotiate (const char *uri, const char *export, const char *context,
+                  const struct stop *stop, unsigned timeout_ms,
+                  struct error *err)
 {
   struct client *c = calloc (1, sizeof *c);
-  uint64_t deadline = deadline_in (timeout_ms);
 
   if (c == NULL) {
     error_set (err, ENOMEM, "%m");
     return NULL;
   }
   c->stop = stop;
-  if (prepare_handle (c, err) == -1)
+  c->connect_deadline = deadline_in (timeout_ms);
+  if (prepare_handle (c, context, err) == -1)
     goto fail;
   if (nbd_aio_connect_uri (c->nbd, uri) == -1) {
     error_set (err, nbd_errno (), "connect to %s: %s", uri,
                nbd_get_error ());
     goto fail;
   }
-  if (drive_until (c, negotiating_or_more, deadline, uri, err) == -1)
+  if (client_drive_until (c, negotiating_or_more, c->connect_deadline, uri,
+                          err) == -1)
     goto fail;
-  if (nbd_aio_is_negotiating (c->nbd)) {
-    if ((export && nbd_set_export_name (c->nbd, export) == -1) ||
-        nbd_aio_opt_go (c->nbd, NBD_NULL_COMPLETION) == -1) {
-      error_set (err, nbd_errno (), "%s: %s", uri, nbd_get_error ());
-      goto fail;
-    }
-    /* A refused export takes the handle back to negotiating. */
-    if (drive_until (c, negotiating_or_more, deadline, uri, err) == -1)
-      goto fail;
-  }
-  if (!nbd_aio_is_ready (c->nbd)) {
-    error_set (err, ENOENT, "%s: the server does not give the export '%s'",
-               uri, export ? export : "");
+  if (nbd_aio_is_negotiating (c->nbd) && export &&
+      nbd_set_export_name (c->nbd, export) == -1) {
+    error_set (err, nbd_errno (), "%s: %s", uri, nbd_get_error ());
     goto fail;
   }
   return c;
@@ -240,6 +221,41 @@ client_connect (const char *uri, const char *export, const struct stop *stop,
  fail:
   client_close (c);
   return NULL;
+}
+
+int
+client_go (struct client *c, const char *uri, struct error *err)
+{
+  CLEANUP_FREE char *name = NULL;
+
+  if (nbd_aio_is_negotiating (c->nbd)) {
+    if (nbd_aio_opt_go (c->nbd, NBD_NULL_COMPLETION) == -1)
+      return error_set (err, nbd_errno (), "%s: %s", uri, nbd_get_error ());
+    /* A refused export takes the handle back to negotiating. */
+    if (client_drive_until (c, negotiating_or_more, c->connect_deadline, uri,
+                            err) == -1)
+      return -1;
+  }
+  if (nbd_aio_is_ready (c->nbd))
+    return 0;
+  name = nbd_get_export_name (c->nbd);
+  return error_set (err, ENOENT, "%s: the server does not give the export "
+                    "'%s'", uri, name ? name : "");
+}
+
+struct client *
+client_connect (const char *uri, const char *export, const struct stop *stop,
+                unsigned timeout_ms, struct error *err)
+{
+  struct client *c = client_negotiate (uri, export,
+                                       LIBNBD_CONTEXT_BASE_ALLOCATION, stop,
+                                       timeout_ms, err);
+
+  if (c && client_go (c, uri, err) == -1) {
+    client_close (c);
+    c = NULL;
+  }
+  return c;
 }
 
 void
@@ -301,13 +317,41 @@ client_can_extents (struct client *c)
   return nbd_can_meta_context (c->nbd, LIBNBD_CONTEXT_BASE_ALLOCATION) == 1;
 }
 
+/* ---- what the server can do ---- */
+
+static uint64_t
+block_size (struct client *c, int type)
+{
+  int64_t n = nbd_get_block_size (c->nbd, type);
+
+  return n > 0 ? n : 0;
+}
+
+void
+client_get_abilities (struct client *c, struct client_abilities *a)
+{
+  *a = (struct client_abilities){
+    .readonly = nbd_is_read_only (c->nbd) == 1,
+    .rotational = nbd_is_rotational (c->nbd) == 1,
+    .flush = nbd_can_flush (c->nbd) == 1,
+    .fua = nbd_can_fua (c->nbd) == 1,
+    .zero = nbd_can_zero (c->nbd) == 1,
+    .fast_zero = nbd_can_fast_zero (c->nbd) == 1,
+    .trim = nbd_can_trim (c->nbd) == 1,
+    .multi_conn = nbd_can_multi_conn (c->nbd) == 1,
+    .extents = client_can_extents (c),
+    .min_block = block_size (c, LIBNBD_SIZE_MINIMUM),
+    .max_block = block_size (c, LIBNBD_SIZE_MAXIMUM),
+  };
+}
+
 /* ---- requests ---- */
 
 int
 client_pread (struct client *c, void *buf, size_t count, uint64_t offset)
 {
-  return finish (c, nbd_aio_pread (c->nbd, buf, count, offset,
-                                   NBD_NULL_COMPLETION, 0));
+  return client_finish (c, nbd_aio_pread (c->nbd, buf, count, offset,
+                                          NBD_NULL_COMPLETION, 0));
 }
 
 static uint32_t
@@ -324,8 +368,9 @@ int
 client_pwrite (struct client *c, const void *buf, size_t count,
                uint64_t offset, unsigned flags)
 {
-  return finish (c, nbd_aio_pwrite (c->nbd, buf, count, offset,
-                                    NBD_NULL_COMPLETION, nbd_flags (flags)));
+  return client_finish (c, nbd_aio_pwrite (c->nbd, buf, count, offset,
+                                           NBD_NULL_COMPLETION,
+                                           nbd_flags (flags)));
 }
 
 int
@@ -337,21 +382,22 @@ client_zero (struct client *c, uint64_t len, uint64_t offset, unsigned flags)
     f |= LIBNBD_CMD_FLAG_NO_HOLE;
   if (flags & DISK_FAST)
     f |= LIBNBD_CMD_FLAG_FAST_ZERO;
-  return finish (c,
-                 nbd_aio_zero (c->nbd, len, offset, NBD_NULL_COMPLETION, f));
+  return client_finish (c, nbd_aio_zero (c->nbd, len, offset,
+                                         NBD_NULL_COMPLETION, f));
 }
 
 int
 client_trim (struct client *c, uint64_t len, uint64_t offset, unsigned flags)
 {
-  return finish (c, nbd_aio_trim (c->nbd, len, offset, NBD_NULL_COMPLETION,
-                                  nbd_flags (flags)));
+  return client_finish (c, nbd_aio_trim (c->nbd, len, offset,
+                                         NBD_NULL_COMPLETION,
+                                         nbd_flags (flags)));
 }
 
 int
 client_flush (struct client *c)
 {
-  return finish (c, nbd_aio_flush (c->nbd, NBD_NULL_COMPLETION, 0));
+  return client_finish (c, nbd_aio_flush (c->nbd, NBD_NULL_COMPLETION, 0));
 }
 
 int
@@ -359,8 +405,8 @@ client_cache (struct client *c, uint64_t len, uint64_t offset)
 {
   if (nbd_can_cache (c->nbd) != 1)
     return 0;
-  return finish (c,
-                 nbd_aio_cache (c->nbd, len, offset, NBD_NULL_COMPLETION, 0));
+  return client_finish (c, nbd_aio_cache (c->nbd, len, offset,
+                                          NBD_NULL_COMPLETION, 0));
 }
 
 static int
@@ -393,9 +439,9 @@ client_extent (struct client *c, uint64_t offset, uint64_t end,
   if (len > UINT32_MAX)
     len = UINT32_MAX & ~UINT32_C (511);
   ext->end = offset + len;
-  return finish (c, nbd_aio_block_status (c->nbd, len, offset, cb,
-                                          NBD_NULL_COMPLETION,
-                                          LIBNBD_CMD_FLAG_REQ_ONE));
+  return client_finish (c, nbd_aio_block_status (c->nbd, len, offset, cb,
+                                                 NBD_NULL_COMPLETION,
+                                                 LIBNBD_CMD_FLAG_REQ_ONE));
 }
 
 /* The URI's export as it is written there: from *start, 'len' bytes. */

@@ -57,6 +57,15 @@ void client_set_deadline (struct client *c, uint64_t deadline);
 uint64_t client_size (struct client *c);
 bool client_can_extents (struct client *c);
 
+/* What the export at the other end can do. */
+struct client_abilities {
+  bool readonly, rotational, flush, fua, zero, fast_zero, trim, multi_conn,
+    extents;
+  uint64_t min_block, max_block; /* bytes; 0: the server did not say */
+};
+
+void client_get_abilities (struct client *c, struct client_abilities *a);
+
 /* 0, or -1 with errno; 'flags' as in disk.h.  Lengths up to 2^32 - 1; data up
  * to 32 MiB.
  */

@@ -8,6 +8,12 @@
  *   broken   some client died; those out come back one by one; requests wait
  *   mending  all are back; one requester closes them and connects anew
  *   stopped  for good
+ *
+ * A server that is not ours knows no fence: an old connection's worker may
+ * still be about to write.  So a write that got no answer is not sent again;
+ * it fails with EIO, and whoever sent it decides.  So does the next flush
+ * after a loss, if writes were acknowledged since the last one: a new
+ * connection cannot make durable what the server before it may have lost.
  */
 #include <config.h>
 
@@ -19,6 +25,7 @@
 
 #include "cleanup.h"
 #include "clock.h"
+#include "log.h"
 #include "pool.h"
 
 #define BACKOFF_MIN (50 * NS_PER_MS)
@@ -32,9 +39,12 @@ struct pool {
   char *uri;
   pool_export_name name;
   void *opaque;
-  unsigned nr;         /* at most that many clients */
   unsigned timeout_ms; /* of connecting */
   struct stop stop;    /* thrown by pool_stop; every client listens to it */
+  bool foreign;        /* not a server of ours */
+  uint64_t patience;   /* ns; of a foreign one: requests fail once it has been
+                          away for so long */
+  struct client_abilities abilities; /* the same, of the first connection */
 
   pthread_mutex_t lock; /* protects what follows */
   pthread_cond_t changed;
@@ -43,6 +53,17 @@ struct pool {
   struct client **idle; /* a stack of nr_idle */
   unsigned nr_idle;
   unsigned nr_open;     /* idle, or out with a request, or being connected */
+  unsigned nr;          /* at most that many clients */
+
+  /* The same; of a foreign server only. */
+  bool hurried;         /* nobody waits for a connection any more */
+  unsigned request_ms;  /* a request takes no longer; 0: no limit */
+  uint64_t lost_ns;     /* since when it is away; 0: it is not */
+  uint64_t next_try_ns; /* not before, once patience has ended */
+  uint64_t written;     /* writes that were acknowledged, in all */
+  uint64_t flushed;     /* of these, how many a flush was for */
+  bool lost_writes;     /* others were lost with the server, perhaps */
+  bool complained;      /* that patience has ended */
 };
 
 /* ---- connecting ---- */
@@ -55,8 +76,10 @@ connect_one (struct pool *p, uint64_t epoch, const struct stop *stop,
   char export[4097];
   struct client *c;
 
-  p->name (p->opaque, epoch, export);
-  c = client_connect (p->uri, export, stop, p->timeout_ms, err);
+  if (p->name)
+    p->name (p->opaque, epoch, export);
+  c = client_connect (p->uri, p->name ? export : NULL, stop, p->timeout_ms,
+                      err);
   if (c && client_size (c) != p->disk.size) {
     error_set (err, EINVAL, "%s: the export has %" PRIu64 " bytes instead "
                "of %" PRIu64, p->uri, client_size (c), p->disk.size);
@@ -105,6 +128,125 @@ mend (struct pool *p)
   pthread_cond_broadcast (&p->changed);
 }
 
+struct request {
+  enum { PREAD, PWRITE, ZERO, TRIM, FLUSH, CACHE, EXTENT } type;
+  void *in;
+  const void *out;
+  struct extent *ext;
+  uint64_t len, offset;
+  unsigned flags;
+};
+
+/* ---- a foreign server ---- */
+
+/* Lock held. */
+static void
+server_lost (struct pool *p)
+{
+  bool unflushed = p->written > p->flushed;
+
+  p->lost_writes |= unflushed;
+  if (p->lost_ns > 0)
+    return;
+  p->lost_ns = now_ns ();
+  log_message ("%s: the connection is lost%s", p->uri, unflushed
+               ? "; what was written since the last flush may be lost with "
+               "it, and the next flush fails" : "");
+}
+
+/* One try to connect anew, as mend has it; lock held on entry and exit. */
+static bool
+reconnect (struct pool *p, struct error *err)
+{
+  struct client *c;
+
+  p->state = POOL_MENDING;
+  pthread_mutex_unlock (&p->lock);
+  close_idle (p);
+  c = connect_one (p, 0, &p->stop, err);
+  pthread_mutex_lock (&p->lock);
+  if (c) {
+    p->idle[p->nr_idle++] = c;
+    p->nr_open++;
+    log_message ("%s: connected again", p->uri);
+    p->lost_ns = 0;
+    p->complained = false;
+  }
+  if (p->state == POOL_MENDING)
+    p->state = c ? POOL_OPEN : POOL_BROKEN;
+  pthread_cond_broadcast (&p->changed);
+  return c != NULL;
+}
+
+/* Wait until 'when' or until something changes; lock held. */
+static void
+wait_until (struct pool *p, uint64_t when)
+{
+  struct timespec ts = { when / NS_PER_S, when % NS_PER_S };
+
+  pthread_cond_timedwait (&p->changed, &p->lock, &ts);
+}
+
+/* All clients are back and one is dead.  Try, with back-off, while there is
+ * patience; after that once in a while, and nobody waits for it.  0, or -1:
+ * the request fails.  Lock held on entry and exit.
+ */
+static int
+mend_foreign (struct pool *p)
+{
+  uint64_t now = now_ns (), wait;
+  struct error err = { 0 };
+
+  server_lost (p);
+  if (now >= p->next_try_ns) {
+    if (reconnect (p, &err) || p->state == POOL_STOPPED)
+      return 0; /* the caller looks at the state */
+    now = now_ns ();
+    wait = (now - p->lost_ns) / 4;
+    if (wait < BACKOFF_MIN)
+      wait = BACKOFF_MIN;
+    p->next_try_ns = now + (wait < BACKOFF_MAX / 5 ? wait : BACKOFF_MAX / 5);
+  }
+  if (!p->hurried && now < p->lost_ns + p->patience) {
+    wait_until (p, p->next_try_ns);
+    return 0;
+  }
+  if (!p->complained && err.msg[0]) {
+    log_message ("%s; requests fail until it is back", err.msg);
+    p->complained = true;
+  }
+  errno = EIO;
+  return -1;
+}
+
+static bool
+changes_data (const struct request *q)
+{
+  return q->type == PWRITE || q->type == ZERO || q->type == TRIM;
+}
+
+/* A request of a foreign server has ended; lock held.  Returns true if it may
+ * be sent again, with *r and *e changed if its answer has.
+ */
+static bool
+settle_foreign (struct pool *p, const struct request *q, bool dead, int *r,
+                int *e)
+{
+  if (!dead) {
+    if (*r == -1 && *e == ESHUTDOWN)
+      return true; /* it was refused, and not done */
+    if (*r == 0 && changes_data (q) && !(q->flags & DISK_FUA))
+      p->written++;
+    return false;
+  }
+  server_lost (p);
+  if (!changes_data (q) && !(q->type == FLUSH && p->lost_writes))
+    return true;
+  *r = -1;
+  *e = EIO;
+  return false;
+}
+
 /* ---- requests ---- */
 
 /* Lock held on entry and exit.  If that fails, the pool is as good as broken:
@@ -122,7 +264,10 @@ grow (struct pool *p)
   pthread_mutex_lock (&p->lock);
   if (c == NULL) {
     p->nr_open--;
-    if (p->state == POOL_OPEN)
+    /* A foreign server may have enough of us. */
+    if (p->foreign && p->nr_open > 0)
+      p->nr = p->nr_open;
+    else if (p->state == POOL_OPEN)
       p->state = POOL_BROKEN;
     pthread_cond_broadcast (&p->changed);
   }
@@ -152,7 +297,10 @@ take (struct pool *p)
       break;
     case POOL_BROKEN:
       if (p->nr_idle == p->nr_open) {
-        mend (p);
+        if (!p->foreign)
+          mend (p);
+        else if (mend_foreign (p) == -1)
+          return NULL;
         continue;
       }
       break;
@@ -163,33 +311,29 @@ take (struct pool *p)
   }
 }
 
-/* Put it back.  True if the request must be sent again. */
+/* Put it back, with how it ended.  True if the request must be sent again. */
 static bool
-put (struct pool *p, struct client *c, int r, int err)
+put (struct pool *p, struct client *c, const struct request *q, int *r,
+     int *err)
 {
   /* A server that ends, or that has fenced this epoch off, says ESHUTDOWN. */
-  bool lost = r == -1 && (client_is_dead (c) || err == ESHUTDOWN);
+  bool dead = *r == -1 && client_is_dead (c), again;
+  bool lost = dead || (*r == -1 && *err == ESHUTDOWN);
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&p->lock);
 
   p->idle[p->nr_idle++] = c;
   if (lost && p->state == POOL_OPEN)
     p->state = POOL_BROKEN;
+  again = lost;
+  if (p->foreign)
+    again = settle_foreign (p, q, dead, r, err);
   /* Who waits for a client, or for the last one to come back. */
-  if (p->state == POOL_OPEN)
+  if (p->state == POOL_OPEN && !p->hurried)
     pthread_cond_signal (&p->changed);
   else
     pthread_cond_broadcast (&p->changed);
-  return lost;
+  return again;
 }
-
-struct request {
-  enum { PREAD, PWRITE, ZERO, TRIM, FLUSH, CACHE, EXTENT } type;
-  void *in;
-  const void *out;
-  struct extent *ext;
-  uint64_t len, offset;
-  unsigned flags;
-};
 
 static int
 send_request (struct client *c, const struct request *q)
@@ -208,6 +352,39 @@ send_request (struct client *c, const struct request *q)
   return -1;
 }
 
+/* How many writes a flush that begins now is for.  -1: it would say too much.
+ */
+static int
+begin_flush (struct pool *p, uint64_t *written)
+{
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&p->lock);
+
+  *written = p->written;
+  if (!p->lost_writes)
+    return 0;
+  p->lost_writes = false; /* said once, as the kernel does */
+  p->flushed = p->written;
+  errno = EIO;
+  return -1;
+}
+
+static void
+end_flush (struct pool *p, uint64_t written)
+{
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&p->lock);
+
+  if (written > p->flushed)
+    p->flushed = written;
+}
+
+static unsigned
+request_limit (struct pool *p)
+{
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&p->lock);
+
+  return p->request_ms;
+}
+
 static int
 request (struct disk *d, const struct request *q)
 {
@@ -219,9 +396,11 @@ request (struct disk *d, const struct request *q)
 
     if (c == NULL)
       return -1;
+    if (p->foreign)
+      client_set_timeout (c, request_limit (p));
     r = send_request (c, q);
     err = errno;
-    if (!put (p, c, r, err)) {
+    if (!put (p, c, q, &r, &err)) {
       errno = err;
       return r;
     }
@@ -261,7 +440,16 @@ pool_trim (struct disk *d, uint64_t len, uint64_t offset, unsigned flags)
 static int
 pool_flush (struct disk *d)
 {
-  return request (d, &(struct request){ .type = FLUSH });
+  struct pool *p = (struct pool *) d;
+  uint64_t written = 0;
+  int r;
+
+  if (p->foreign && begin_flush (p, &written) == -1)
+    return -1;
+  r = request (d, &(struct request){ .type = FLUSH });
+  if (r == 0 && p->foreign)
+    end_flush (p, written);
+  return r;
 }
 
 static int
@@ -294,6 +482,45 @@ pool_stop (struct disk *d)
   stop_throw (&p->stop);
 }
 
+/* Lock held. */
+static bool
+is_busy (const struct pool *p)
+{
+  return p->nr_idle < p->nr_open || p->state == POOL_MENDING;
+}
+
+void
+pool_hurry (struct disk *d, unsigned timeout_ms)
+{
+  struct pool *p = (struct pool *) d;
+  uint64_t deadline = now_ns () + timeout_ms * NS_PER_MS;
+
+  pthread_mutex_lock (&p->lock);
+  p->hurried = true;
+  p->request_ms = timeout_ms;
+  pthread_cond_broadcast (&p->changed);
+  while (is_busy (p) && now_ns () < deadline)
+    wait_until (p, deadline);
+  if (is_busy (p))
+    stop_throw (&p->stop);
+  pthread_mutex_unlock (&p->lock);
+}
+
+void
+pool_limit (struct disk *d, unsigned timeout_ms)
+{
+  struct pool *p = (struct pool *) d;
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&p->lock);
+
+  p->request_ms = timeout_ms;
+}
+
+const struct client_abilities *
+pool_abilities (const struct disk *d)
+{
+  return &((const struct pool *) d)->abilities;
+}
+
 static void
 pool_close (struct disk *d)
 {
@@ -320,45 +547,91 @@ static const struct disk_ops pool_ops = {
   .close = pool_close,
 };
 
+static struct pool *
+alloc_pool (const char *uri, unsigned nr, unsigned timeout_ms,
+            struct error *err)
+{
+  struct pool *p = calloc (1, sizeof *p);
+
+  if (p == NULL) {
+    error_set (err, ENOMEM, "%m");
+    return NULL;
+  }
+  pthread_mutex_init (&p->lock, NULL);
+  clock_cond_init (&p->changed);
+  p->stop.fd = -1;
+  p->disk.ops = &pool_ops;
+  p->nr = nr;
+  p->timeout_ms = timeout_ms;
+  p->uri = strdup (uri);
+  p->idle = calloc (nr, sizeof p->idle[0]);
+  if (p->uri == NULL || p->idle == NULL)
+    error_set (err, ENOMEM, "%m");
+  else if (stop_init (&p->stop, err) == 0)
+    return p;
+  pool_close (&p->disk);
+  return NULL;
+}
+
+/* It is connected for the first time. */
+static void
+first_client (struct pool *p, struct client *c)
+{
+  p->idle[0] = c;
+  p->nr_idle = p->nr_open = 1;
+  client_get_abilities (c, &p->abilities);
+  p->disk.can_extents = p->abilities.extents;
+  client_set_stop (c, &p->stop);
+}
+
 struct disk *
 pool_open (const char *uri, pool_export_name name, void *opaque, unsigned nr,
            uint64_t size, uint64_t epoch, const struct stop *stop,
            unsigned timeout_ms, struct error *err)
 {
-  struct pool *p = calloc (1, sizeof *p);
+  struct pool *p = alloc_pool (uri, nr, timeout_ms, err);
+  struct client *c;
 
   if (p == NULL) {
     free (opaque);
-    error_set (err, ENOMEM, "%m");
     return NULL;
   }
-  pthread_mutex_init (&p->lock, NULL);
-  pthread_cond_init (&p->changed, NULL);
-  p->stop.fd = -1;
-  p->disk.ops = &pool_ops;
   p->disk.size = size;
   p->name = name;
   p->opaque = opaque;
-  p->nr = nr;
   p->epoch = epoch;
-  p->timeout_ms = timeout_ms;
-  p->uri = strdup (uri);
-  p->idle = calloc (nr, sizeof p->idle[0]);
-  if (p->uri == NULL || p->idle == NULL) {
-    error_set (err, ENOMEM, "%m");
-    goto fail;
+  c = connect_one (p, p->epoch, stop, err);
+  if (c == NULL) {
+    pool_close (&p->disk);
+    return NULL;
   }
-  if (stop_init (&p->stop, err) == -1)
-    goto fail;
-  p->idle[0] = connect_one (p, p->epoch, stop, err);
-  if (p->idle[0] == NULL)
-    goto fail;
-  p->nr_idle = p->nr_open = 1;
-  p->disk.can_extents = client_can_extents (p->idle[0]);
-  client_set_stop (p->idle[0], &p->stop);
+  first_client (p, c);
   return &p->disk;
+}
 
- fail:
-  pool_close (&p->disk);
-  return NULL;
+struct disk *
+pool_open_foreign (const char *uri, unsigned nr, unsigned patience_ms,
+                   const struct stop *stop, unsigned timeout_ms,
+                   struct error *err)
+{
+  struct pool *p = alloc_pool (uri, nr, timeout_ms, err);
+  struct client *c;
+
+  if (p == NULL)
+    return NULL;
+  p->foreign = true;
+  p->patience = patience_ms * NS_PER_MS;
+  c = client_connect (uri, NULL, stop, timeout_ms, err);
+  if (c == NULL) {
+    pool_close (&p->disk);
+    return NULL;
+  }
+  p->disk.size = client_size (c);
+  first_client (p, c);
+  p->disk.readonly = p->abilities.readonly;
+  p->disk.rotational = p->abilities.rotational;
+  /* Without its word for it, a flush is only for its own connection. */
+  if (!p->abilities.multi_conn)
+    p->nr = 1;
+  return &p->disk;
 }

@@ -26,6 +26,29 @@ struct disk *pool_open (const char *uri, pool_export_name name, void *opaque,
                         const struct stop *stop, unsigned timeout_ms,
                         struct error *err);
 
+/* The same for a server that is not ours: as many connections as it takes, one
+ * if a flush on one does not count for the others.  It has no fence, so only
+ * what changes nothing is sent again when a connection was lost; a write that
+ * was under way fails with EIO, and so does the first flush after writes that
+ * were acknowledged and not flushed.  When the server has been away for
+ * 'patience_ms', requests fail at once until it is back.
+ */
+struct disk *pool_open_foreign (const char *uri, unsigned nr,
+                                unsigned patience_ms, const struct stop *stop,
+                                unsigned timeout_ms, struct error *err);
+
+/* What the (foreign) server can do. */
+const struct client_abilities *pool_abilities (const struct disk *d);
+
+/* Each request takes no longer than that from now on; 0: no limit. */
+void pool_limit (struct disk *d, unsigned timeout_ms);
+
+/* The daemon ends: nobody waits for a lost server any more, and no request
+ * takes longer than that.  Returns when none is under way, or at the end of
+ * that time; what is under way then, is given up.
+ */
+void pool_hurry (struct disk *d, unsigned timeout_ms);
+
 /* Give up all that is under way, for good: requests end with ESHUTDOWN. */
 void pool_stop (struct disk *d);
 

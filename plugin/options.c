@@ -15,6 +15,7 @@
 
 #include "cleanup.h"
 #include "options.h"
+#include "remote.h"
 
 /* Export names may be this long in NBD; what we append must fit as well. */
 #define MAX_NAME 3000
@@ -50,7 +51,44 @@ check_name (const struct options *o, const char *name)
   return 0;
 }
 
-/* [NAME=]PATH, where NAME holds no slash. */
+/* What a disk is called that was given no name: the base name of its file, or
+ * the last part of its export's name.
+ */
+static char *
+default_name (const char *value)
+{
+  CLEANUP_FREE char *export = NULL;
+  const char *slash;
+
+  if (remote_is_uri (value)) {
+    struct error err;
+
+    export = client_uri_export (value, &err);
+    if (export == NULL) {
+      nbdkit_error ("disk=%s: %s", value, err.msg);
+      return NULL;
+    }
+    value = export[0] ? export : "nbd";
+  }
+  slash = strrchr (value, '/');
+  return strdup (slash ? slash + 1 : value);
+}
+
+static char *
+absolute (const char *value)
+{
+  struct error err;
+  char *r;
+
+  if (!remote_is_uri (value))
+    return nbdkit_absolute_path (value);
+  r = remote_absolute_uri (value, &err);
+  if (r == NULL)
+    nbdkit_error ("disk=%s: %s", value, err.msg);
+  return r;
+}
+
+/* [NAME=]PATH or [NAME=]URI, where NAME holds no slash. */
 static int
 add_disk (struct options *o, const char *value)
 {
@@ -64,17 +102,15 @@ add_disk (struct options *o, const char *value)
     name = strndup (value, equals - value);
     value = equals + 1;
   }
-  else {
-    slash = strrchr (value, '/');
-    name = strdup (slash ? slash + 1 : value);
-  }
+  else
+    name = default_name (value);
   if (name == NULL || check_name (o, name) == -1)
     return -1;
   if (value[0] == '\0') {
     nbdkit_error ("disk=%s=: a path must follow", name);
     return -1;
   }
-  path = nbdkit_absolute_path (value);
+  path = absolute (value);
   if (path == NULL)
     return -1;
   d = reallocarray (o->drives, o->nr + 1, sizeof *d);
@@ -113,6 +149,18 @@ set_size (struct drive_options *d, const char *value)
     return -1;
   }
   d->create = size;
+  return 0;
+}
+
+static int
+set_nbd_timeout (struct drive_options *d, const char *value)
+{
+  if (nbdkit_parse_unsigned ("nbd-timeout", value, &d->nbd_timeout) == -1)
+    return -1;
+  if (d->nbd_timeout < 1 || d->nbd_timeout > 24 * 3600) {
+    nbdkit_error ("nbd-timeout=%s: must be 1 to 86400 seconds", value);
+    return -1;
+  }
   return 0;
 }
 
@@ -165,8 +213,37 @@ options_set (struct options *o, const char *key, const char *value)
     d = last_disk (o, key);
     return d ? set_size (d, value) : -1;
   }
+  if (strcmp (key, "nbd-timeout") == 0) {
+    d = last_disk (o, key);
+    return d ? set_nbd_timeout (d, value) : -1;
+  }
   nbdkit_error ("unknown parameter '%s'", key);
   return -1;
+}
+
+/* What only files, and what only other servers' disks can have. */
+static int
+check_kind (const struct drive_options *d)
+{
+  if (!remote_is_uri (d->path)) {
+    if (d->nbd_timeout == 0)
+      return 0;
+    nbdkit_error ("nbd-timeout= is for a disk that another NBD server holds, "
+                  "and '%s' is none", d->name);
+    return -1;
+  }
+  if (d->create > 0) {
+    nbdkit_error ("size=: disk '%s' is held by another NBD server, and has "
+                  "the size that it has there", d->name);
+    return -1;
+  }
+  if (d->state_dir == NULL) {
+    nbdkit_error ("disk '%s' is held by another NBD server, and so has no "
+                  "place of its own for its bitmaps; say where with state=DIR "
+                  "after it", d->name);
+    return -1;
+  }
+  return 0;
 }
 
 int
@@ -177,6 +254,8 @@ options_complete (struct options *o)
     return -1;
   }
   for (size_t i = 0; i < o->nr; i++) {
+    if (check_kind (&o->drives[i]) == -1)
+      return -1;
     o->drives[i].incoming = o->incoming;
     o->drives[i].durability = o->durability;
   }

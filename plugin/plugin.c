@@ -42,10 +42,11 @@ ferry_config_complete (void)
 }
 
 #define ferry_config_help \
-  "[disk=][NAME=]PATH  (required) A raw file or block device; may be\n" \
-  "                    repeated.\n" \
+  "[disk=][NAME=]PATH  (required) A raw file, block device or NBD URI; may\n" \
+  "                    be repeated.\n" \
   "state=DIR           Where the disk's bitmaps are kept (PATH.ferry).\n" \
   "size=SIZE           Create a file that is missing, with this size.\n" \
+  "nbd-timeout=S       How long requests wait for a lost NBD server (30).\n" \
   "control=SOCKET      Control socket (QMP).\n" \
   "durability=power|process\n" \
   "                    What persistent bitmaps survive (power).\n" \
