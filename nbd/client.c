@@ -285,6 +285,17 @@ client_is_dead (const struct client *c)
          nbd_aio_is_closed (c->nbd) == 1;
 }
 
+bool
+client_has_died (struct client *c)
+{
+  struct pollfd p = { .fd = nbd_aio_get_fd (c->nbd), .events = POLLIN };
+
+  if (p.fd != -1 && poll (&p, 1, 0) == 1 &&
+      (nbd_aio_get_direction (c->nbd) & LIBNBD_AIO_DIRECTION_READ))
+    nbd_aio_notify_read (c->nbd);
+  return client_is_dead (c);
+}
+
 void
 client_set_timeout (struct client *c, unsigned timeout_ms)
 {

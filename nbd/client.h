@@ -41,6 +41,9 @@ void client_close (struct client *c); /* says good-bye if it still can */
 /* Is the connection lost?  If not, an error was the server's answer. */
 bool client_is_dead (const struct client *c);
 
+/* With no request in flight: look whether the server has hung up meanwhile. */
+bool client_has_died (struct client *c);
+
 /* Each request that takes longer than this is given up, and the connection
  * with it.  0 (the default): no limit.
  */

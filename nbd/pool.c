@@ -229,9 +229,13 @@ changes_data (const struct request *q)
  * be sent again, with *r and *e changed if its answer has.
  */
 static bool
-settle_foreign (struct pool *p, const struct request *q, bool dead, int *r,
-                int *e)
+settle_foreign (struct pool *p, const struct request *q, bool sent, bool dead,
+                int *r, int *e)
 {
+  if (!sent) {
+    server_lost (p);
+    return true;
+  }
   if (!dead) {
     if (*r == -1 && *e == ESHUTDOWN)
       return true; /* it was refused, and not done */
@@ -240,8 +244,8 @@ settle_foreign (struct pool *p, const struct request *q, bool dead, int *r,
     return false;
   }
   server_lost (p);
-  if (!changes_data (q) && !(q->type == FLUSH && p->lost_writes))
-    return true;
+  if (!changes_data (q))
+    return !p->hurried;
   *r = -1;
   *e = EIO;
   return false;
@@ -313,8 +317,8 @@ take (struct pool *p)
 
 /* Put it back, with how it ended.  True if the request must be sent again. */
 static bool
-put (struct pool *p, struct client *c, const struct request *q, int *r,
-     int *err)
+put (struct pool *p, struct client *c, const struct request *q, bool sent,
+     int *r, int *err)
 {
   /* A server that ends, or that has fenced this epoch off, says ESHUTDOWN. */
   bool dead = *r == -1 && client_is_dead (c), again;
@@ -326,7 +330,7 @@ put (struct pool *p, struct client *c, const struct request *q, int *r,
     p->state = POOL_BROKEN;
   again = lost;
   if (p->foreign)
-    again = settle_foreign (p, q, dead, r, err);
+    again = settle_foreign (p, q, sent, dead, r, err);
   /* Who waits for a client, or for the last one to come back. */
   if (p->state == POOL_OPEN && !p->hurried)
     pthread_cond_signal (&p->changed);
@@ -352,31 +356,6 @@ send_request (struct client *c, const struct request *q)
   return -1;
 }
 
-/* How many writes a flush that begins now is for.  -1: it would say too much.
- */
-static int
-begin_flush (struct pool *p, uint64_t *written)
-{
-  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&p->lock);
-
-  *written = p->written;
-  if (!p->lost_writes)
-    return 0;
-  p->lost_writes = false; /* said once, as the kernel does */
-  p->flushed = p->written;
-  errno = EIO;
-  return -1;
-}
-
-static void
-end_flush (struct pool *p, uint64_t written)
-{
-  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&p->lock);
-
-  if (written > p->flushed)
-    p->flushed = written;
-}
-
 static unsigned
 request_limit (struct pool *p)
 {
@@ -392,15 +371,20 @@ request (struct disk *d, const struct request *q)
 
   for (;;) {
     struct client *c = take (p);
-    int r, err;
+    bool sent = true;
+    int r = -1, err = EIO;
 
     if (c == NULL)
       return -1;
-    if (p->foreign)
+    if (p->foreign) {
       client_set_timeout (c, request_limit (p));
-    r = send_request (c, q);
-    err = errno;
-    if (!put (p, c, q, &r, &err)) {
+      sent = !client_has_died (c);
+    }
+    if (sent) {
+      r = send_request (c, q);
+      err = errno;
+    }
+    if (!put (p, c, q, sent, &r, &err)) {
       errno = err;
       return r;
     }
@@ -437,19 +421,41 @@ pool_trim (struct disk *d, uint64_t len, uint64_t offset, unsigned flags)
                                         .offset = offset, .flags = flags });
 }
 
+/* A flush that was for that many writes has succeeded.  0, or -1: some of them
+ * were lost with the server that had them; that is said once, as the kernel
+ * does.
+ */
+static int
+end_flush (struct pool *p, uint64_t written)
+{
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&p->lock);
+
+  if (written > p->flushed)
+    p->flushed = written;
+  if (!p->lost_writes)
+    return 0;
+  p->lost_writes = false;
+  errno = EIO;
+  return -1;
+}
+
+static uint64_t
+count_written (struct pool *p)
+{
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&p->lock);
+
+  return p->written;
+}
+
 static int
 pool_flush (struct disk *d)
 {
   struct pool *p = (struct pool *) d;
-  uint64_t written = 0;
-  int r;
+  uint64_t written = count_written (p);
 
-  if (p->foreign && begin_flush (p, &written) == -1)
+  if (request (d, &(struct request){ .type = FLUSH }) == -1)
     return -1;
-  r = request (d, &(struct request){ .type = FLUSH });
-  if (r == 0 && p->foreign)
-    end_flush (p, written);
-  return r;
+  return p->foreign ? end_flush (p, written) : 0;
 }
 
 static int
