@@ -11,6 +11,7 @@
 #include "cleanup.h"
 #include "cmd-bitmap.h"
 #include "output.h"
+#include "remote.h"
 #include "size.h"
 
 static void
@@ -36,7 +37,8 @@ print_imported (const json_t *result)
 static json_t *
 arguments (char **args, const struct bitmap_values *v, struct error *err)
 {
-  CLEANUP_FREE char *path = absolute_path (args[1], err);
+  CLEANUP_FREE char *path = remote_is_uri (args[1])
+    ? remote_absolute_uri (args[1], err) : absolute_path (args[1], err);
   json_t *json;
 
   if (path == NULL)
@@ -48,6 +50,8 @@ arguments (char **args, const struct bitmap_values *v, struct error *err)
     json_object_set_new (json, "name", json_string (args[2]));
   if (v->as)
     json_object_set_new (json, "new-name", json_string (v->as));
+  if (v->granularity)
+    json_object_set_new (json, "granularity", json_integer (v->granularity));
   return json;
 }
 

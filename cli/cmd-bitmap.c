@@ -161,6 +161,7 @@ static const struct option import_options[] = {
   { "help", no_argument, NULL, 'h' },
   { "node", required_argument, NULL, OPT_NODE },
   { "as", required_argument, NULL, OPT_AS },
+  { "granularity", required_argument, NULL, OPT_GRANULARITY },
   { "json", no_argument, NULL, OPT_JSON },
   { 0 },
 };
@@ -258,12 +259,15 @@ static const struct command import_command = {
   .name = "import",
   .full_name = "nbdferry bitmap import",
   .synopsis = "CONTROL IMAGE [NAME] [OPTION]...",
-  .summary = "Bring in the bitmaps, or one, of a qcow2 image.",
+  .summary = "Bring in the bitmaps, or one, of a qcow2 image or NBD server.",
   .help =
     "IMAGE is any qcow2 image of a disk of the same size, which nobody has\n"
-    "open.  All of its bitmaps are brought in, or none.\n"
+    "open; or the NBD URI of a server that offers its bitmaps as QEMU does.\n"
+    "All of its bitmaps are brought in, or none.\n"
     "\n"
     "Options:\n"
+    "  --granularity G    bytes for each bit, which a server does not tell\n"
+    "                     (default: 64K)\n"
     "  --as NEWNAME       what NAME is to be called here\n"
     NODE_HELP
     "  --json             print what was brought in as JSON\n"

@@ -137,6 +137,8 @@ struct drive_options {
                             0: DRIVE_NBD_TIMEOUT */
   uint64_t create;       /* size of a missing file, or 0 */
   bool readonly;
+  const char *import_bitmaps; /* NULL; or "on", or names: see house.c */
+  uint64_t import_granularity; /* bytes, 0: the default */
   enum drive_durability durability;
   bool incoming;         /* be a destination, if the journal allows it */
 };

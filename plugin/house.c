@@ -14,6 +14,7 @@
 #include "log.h"
 #include "pool.h"
 #include "qmp.h"
+#include "takeover-bitmaps.h"
 
 struct house house = {
   .lock = PTHREAD_MUTEX_INITIALIZER,
@@ -91,6 +92,8 @@ house_open (const struct drive_options *options, size_t nr,
     if (house.drives[i] == NULL)
       return -1;
     house.nr_drives++;
+    if (takeover_bitmaps (house.drives[i], &options[i], err) == -1)
+      return -1;
   }
   if (control == NULL)
     return 0;

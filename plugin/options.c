@@ -165,6 +165,42 @@ set_nbd_timeout (struct drive_options *d, const char *value)
 }
 
 static int
+set_import (struct drive_options *d, const char *value)
+{
+  char *copy;
+
+  if (value[0] == '\0' || !is_utf8 (value)) {
+    nbdkit_error ("import-bitmaps=: must be on, or names of bitmaps with "
+                  "commas between them");
+    return -1;
+  }
+  copy = strdup (value);
+  if (copy == NULL) {
+    nbdkit_error ("strdup: %m");
+    return -1;
+  }
+  free ((char *) d->import_bitmaps);
+  d->import_bitmaps = copy;
+  return 0;
+}
+
+static int
+set_granularity (struct drive_options *d, const char *value)
+{
+  int64_t g = nbdkit_parse_size (value);
+
+  if (g == -1)
+    return -1;
+  if (g < 512 || g > INT64_C (1) << BITMAP_MAX_SHIFT || (g & (g - 1)) != 0) {
+    nbdkit_error ("import-granularity=%s: must be a power of two from 512 to "
+                  "2G", value);
+    return -1;
+  }
+  d->import_granularity = g;
+  return 0;
+}
+
+static int
 set_path (char **path, const char *value)
 {
   free (*path);
@@ -217,6 +253,14 @@ options_set (struct options *o, const char *key, const char *value)
     d = last_disk (o, key);
     return d ? set_nbd_timeout (d, value) : -1;
   }
+  if (strcmp (key, "import-bitmaps") == 0) {
+    d = last_disk (o, key);
+    return d ? set_import (d, value) : -1;
+  }
+  if (strcmp (key, "import-granularity") == 0) {
+    d = last_disk (o, key);
+    return d ? set_granularity (d, value) : -1;
+  }
   nbdkit_error ("unknown parameter '%s'", key);
   return -1;
 }
@@ -226,10 +270,13 @@ static int
 check_kind (const struct drive_options *d)
 {
   if (!remote_is_uri (d->path)) {
-    if (d->nbd_timeout == 0)
+    if (d->nbd_timeout == 0 && d->import_bitmaps == NULL &&
+        d->import_granularity == 0)
       return 0;
-    nbdkit_error ("nbd-timeout= is for a disk that another NBD server holds, "
-                  "and '%s' is none", d->name);
+    nbdkit_error ("%s= is for a disk that another NBD server holds, and '%s' "
+                  "is none", d->nbd_timeout ? "nbd-timeout"
+                  : d->import_bitmaps ? "import-bitmaps"
+                  : "import-granularity", d->name);
     return -1;
   }
   if (d->create > 0) {
@@ -269,6 +316,7 @@ options_free (struct options *o)
     free ((char *) o->drives[i].name);
     free ((char *) o->drives[i].path);
     free ((char *) o->drives[i].state_dir);
+    free ((char *) o->drives[i].import_bitmaps);
   }
   free (o->drives);
   free (o->control);

@@ -47,6 +47,8 @@ ferry_config_complete (void)
   "state=DIR           Where the disk's bitmaps are kept (PATH.ferry).\n" \
   "size=SIZE           Create a file that is missing, with this size.\n" \
   "nbd-timeout=S       How long requests wait for a lost NBD server (30).\n" \
+  "import-bitmaps=on|NAMES  Take over the bitmaps that such a server offers.\n" \
+  "import-granularity=G  How fine they are to be (64K).\n" \
   "control=SOCKET      Control socket (QMP).\n" \
   "durability=power|process\n" \
   "                    What persistent bitmaps survive (power).\n" \

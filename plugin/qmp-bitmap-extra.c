@@ -15,6 +15,7 @@
 #include "import.h"
 #include "qmp.h"
 #include "qmp-dispatch.h"
+#include "remote.h"
 
 static const char *
 string (json_t *args, const char *name)
@@ -40,6 +41,7 @@ static const struct qmp_param import_params[] = {
   { .name = "file", .type = QMP_STRING },
   { .name = "name", .type = QMP_STRING, .optional = true },
   { .name = "new-name", .type = QMP_STRING, .optional = true },
+  { .name = "granularity", .type = QMP_UINT64, .optional = true },
   { .name = NULL },
 };
 
@@ -59,6 +61,37 @@ describe_import (const struct import *im)
   return json_pack ("{s:o}", "bitmaps", list);
 }
 
+static int
+check_import (const struct import_options *opt, struct error *err)
+{
+  const bool server = remote_is_uri (opt->path);
+  const uint64_t g = opt->granularity;
+
+  if (!server && opt->path[0] != '/')
+    return error_set (err, EINVAL, "Parameter 'file' must be an absolute path "
+                      "or an NBD URI");
+  if (opt->new_name && opt->name == NULL)
+    return error_set (err, EINVAL, "Parameter 'new-name' needs 'name'");
+  if (g == 0)
+    return 0;
+  if (!server)
+    return error_set (err, EINVAL, "Parameter 'granularity' is for an NBD URI; "
+                      "an image says itself what it has");
+  if (g < 512 || g > UINT64_C (1) << BITMAP_MAX_SHIFT || (g & (g - 1)) != 0)
+    return error_set (err, EINVAL, "Granularity must be a power of 2 from 512 "
+                      "to 2 GiB");
+  return 0;
+}
+
+static int
+import (struct import *im, const struct import_options *opt, struct drive *d,
+        struct error *err)
+{
+  if (remote_is_uri (opt->path))
+    return import_from_server (im, opt, d, err);
+  return import_read (im, opt, err) == 0 ? import_add (im, d, err) : -1;
+}
+
 static json_t *
 run_import (json_t *args, struct error *err)
 {
@@ -75,15 +108,10 @@ run_import (json_t *args, struct error *err)
 
   if (d == NULL)
     return NULL;
-  if (opt.path[0] != '/')
-    error_set (err, EINVAL, "Parameter 'file' must be an absolute path");
-  else if (opt.new_name && opt.name == NULL)
-    error_set (err, EINVAL, "Parameter 'new-name' needs 'name'");
-  else {
-    opt.size = d->size;
-    if (import_read (&im, &opt, err) == 0 && import_add (&im, d, err) == 0)
-      result = describe_import (&im);
-  }
+  opt.size = d->size;
+  qmp_uint64 (json_object_get (args, "granularity"), &opt.granularity);
+  if (check_import (&opt, err) == 0 && import (&im, &opt, d, err) == 0)
+    result = describe_import (&im);
   import_free (&im);
   return result;
 }
