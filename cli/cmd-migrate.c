@@ -8,9 +8,12 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "absolute.h"
+#include "cleanup.h"
 #include "command.h"
 #include "control.h"
 #include "follow.h"
+#include "migrate-local.h"
 #include "output.h"
 #include "progress.h"
 #include "size.h"
@@ -24,7 +27,9 @@ struct migrate_values {
   uint64_t max_bandwidth, downtime_limit;
   bool has_bandwidth, has_downtime;
   const char *compression;      /* or NULL */
-  bool no_wait, json;
+  const char *bitmaps_to;       /* or NULL */
+  const char *state;            /* or NULL */
+  bool data_only, no_wait, json;
 };
 
 enum {
@@ -35,6 +40,9 @@ enum {
   OPT_NODE,
   OPT_NO_WAIT,
   OPT_JSON,
+  OPT_DATA_ONLY,
+  OPT_BITMAPS_TO,
+  OPT_STATE,
 };
 
 static const struct option options[] = {
@@ -46,6 +54,9 @@ static const struct option options[] = {
   { "node", required_argument, NULL, OPT_NODE },
   { "no-wait", no_argument, NULL, OPT_NO_WAIT },
   { "json", no_argument, NULL, OPT_JSON },
+  { "data-only", no_argument, NULL, OPT_DATA_ONLY },
+  { "bitmaps-to", required_argument, NULL, OPT_BITMAPS_TO },
+  { "state", required_argument, NULL, OPT_STATE },
   { 0 },
 };
 
@@ -101,6 +112,9 @@ migrate_option (const struct command *cmd, int c, const char *arg,
     v->nodes[v->nr_nodes++] = arg;
     break;
   case OPT_NO_WAIT: v->no_wait = true; break;
+  case OPT_DATA_ONLY: v->data_only = true; break;
+  case OPT_BITMAPS_TO: v->bitmaps_to = arg; break;
+  case OPT_STATE: v->state = arg; break;
   case OPT_JSON: v->json = true; break;
   }
   return -1;
@@ -143,6 +157,11 @@ migrate_arguments (const char *uri, const struct migrate_values *v)
   json_t *args = json_pack ("{s:s}", "uri", uri), *nodes;
   size_t i;
 
+  if (v->data_only)
+    json_object_set_new (args, "x-ferry-data-only", json_true ());
+  if (v->bitmaps_to)
+    json_object_set_new (args, "x-ferry-bitmaps-to",
+                         json_string (v->bitmaps_to));
   if (v->nr_nodes == 0)
     return args;
   nodes = json_array ();
@@ -174,16 +193,15 @@ begin_only (struct control *c, json_t *args, const struct migrate_values *v,
   return 0;
 }
 
+/* A daemon moves its disks. */
 static int
-migrate_run (const struct command *cmd, char **args, void *values)
+run_by_daemon (char **args, const struct migrate_values *v)
 {
-  const struct migrate_values *v = values;
   struct error err = { 0 };
   struct control *c = control_open (args[0], &err);
   struct progress progress;
   int status = STATUS_DONE;
 
-  (void) cmd;
   if (c == NULL || set_parameters (c, v, &err) == -1 ||
       (v->no_wait &&
        begin_only (c, migrate_arguments (args[1], v), v, &err) == -1)) {
@@ -195,6 +213,80 @@ migrate_run (const struct command *cmd, char **args, void *values)
     status = follow_migration (c, migrate_arguments (args[1], v), &progress);
   }
   control_close (c);
+  return status;
+}
+
+/* This process moves disks that nobody has open. */
+static int
+run_here (char **args, size_t nr, const struct migrate_values *v)
+{
+  struct migrate_local m = {
+    .disks = args, .nr = nr - 1, .uri = args[nr - 1], .state = v->state,
+    .params = MIGRATE_PARAMS_DEFAULT, .data_only = v->data_only,
+    .bitmaps_to = v->bitmaps_to,
+  };
+  struct progress progress;
+
+  if (v->channels)
+    m.params.channels = v->channels;
+  if (v->has_bandwidth)
+    m.params.max_bandwidth = v->max_bandwidth;
+  if (v->has_downtime)
+    m.params.downtime_limit = v->downtime_limit;
+  if (v->compression)
+    migrate_compression_parse (v->compression, &m.params.compression);
+  progress_init (&progress, v->json);
+  return migrate_locally (&m, &progress);
+}
+
+/* 0, or an exit status. */
+static int
+check_usage (const struct command *cmd, char **args, size_t nr, bool here,
+             const struct migrate_values *v)
+{
+  if (v->bitmaps_to && !v->data_only)
+    return usage_error (cmd, "--bitmaps-to needs --data-only: otherwise the "
+                        "bitmaps go with the disk");
+  if (!here && nr > 2)
+    return usage_error (cmd, "one argument too many: '%s'", args[2]);
+  if (!here && v->state)
+    return usage_error (cmd, "--state is for a disk that no daemon has; a "
+                        "daemon knows its own");
+  if (here && (v->nr_nodes > 0 || v->no_wait))
+    return usage_error (cmd, "%s is for a daemon, but '%s' is no control "
+                        "socket", v->no_wait ? "--no-wait" : "--node",
+                        args[0]);
+  if (here && v->state && nr > 2)
+    return usage_error (cmd, "--state is for one disk, but there are %zu",
+                        nr - 1);
+  return 0;
+}
+
+static int
+migrate_run (const struct command *cmd, char **args, void *values)
+{
+  struct migrate_values *v = values;
+  const bool here = migrate_is_disk (args[0]);
+  CLEANUP_FREE char *bitmaps_to = NULL;
+  struct error err;
+  size_t nr = 0;
+  int status;
+
+  while (args[nr])
+    nr++;
+  status = check_usage (cmd, args, nr, here, v);
+  if (status != 0)
+    return status;
+  /* It may be the daemon that makes it, in another folder. */
+  if (v->bitmaps_to) {
+    bitmaps_to = absolute_path (v->bitmaps_to, &err);
+    if (bitmaps_to == NULL) {
+      complain ("%s", err.msg);
+      return STATUS_FAILED;
+    }
+    v->bitmaps_to = bitmaps_to;
+  }
+  status = here ? run_here (args, nr, v) : run_by_daemon (args, v);
   /* A disk that has moved has moved, wherever the lines about it went. */
   output_finish ();
   return status;
@@ -203,11 +295,13 @@ migrate_run (const struct command *cmd, char **args, void *values)
 const struct command migrate_command = {
   .name = "migrate",
   .full_name = "nbdferry migrate",
-  .synopsis = "CONTROL URI [OPTION]...",
+  .synopsis = "CONTROL|DISK... URI [OPTION]...",
   .summary = "Move disks and their bitmaps to another daemon.",
   .help =
     "URI is the other daemon, started with incoming=on: nbd://HOST for all\n"
     "disks under their own names, nbd://HOST/NAME for the only one.\n"
+    "DISK, [NAME=]PATH, is a disk that no daemon has open: this command does\n"
+    "all of it then.\n"
     "Ctrl-C cancels, and leaves the source as it was.\n"
     "\n"
     "Options:\n"
@@ -216,6 +310,10 @@ const struct command migrate_command = {
     "  --downtime-limit MS     how long requests may be held at the end\n"
     "  --compression METHOD    none, zlib or zstd\n"
     "  --node NODE             only this disk; may be given several times\n"
+    "  --data-only             URI is any NBD server: copy the data there, as\n"
+    "                          of one instant; the disk stays here\n"
+    "  --bitmaps-to FILE       with it, the bitmaps into a new qcow2 image\n"
+    "  --state DIR             the state directory of the only DISK\n"
     "  --no-wait               do not wait for the end\n"
     "  --json                  print each status as JSON on a line\n"
     "  -h, --help              print this help\n"
@@ -223,7 +321,7 @@ const struct command migrate_command = {
     "Exit status: 0 if the migration has completed, 1 if it failed or was\n"
     "refused, 2 for wrong usage, 130 if it was cancelled by Ctrl-C.\n",
   .min_args = 2,
-  .max_args = 2,
+  .max_args = -1,
   .run = migrate_run,
   .options = options,
   .option = migrate_option,

@@ -105,7 +105,9 @@ check_destination (struct client *c, struct error *err)
 
   if (!json_is_integer (version))
     return error_set (err, EPROTO, "the server is not an nbdferry "
-                      "destination (its export does not have a status block)");
+                      "destination (its export does not have a status block); "
+                      "a server of another kind gets a copy of the data with "
+                      "--data-only (x-ferry-data-only)");
   if (json_integer_value (version) != PACKET_VERSION)
     return error_set (err, EPROTONOSUPPORT,
                       "the destination speaks version %ju of the protocol, "

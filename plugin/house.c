@@ -137,6 +137,7 @@ void
 house_shutdown (void)
 {
   struct outgoing *o;
+  struct plain *p;
 
   /* Wake all that is held, so that nothing below waits for a client. */
   for (size_t i = 0; i < house.nr_drives; i++) {
@@ -146,6 +147,8 @@ house_shutdown (void)
   pthread_mutex_lock (&house.lock);
   if (house.outgoing)
     outgoing_stop (house.outgoing);
+  if (house.plain)
+    plain_stop (house.plain);
   pthread_mutex_unlock (&house.lock);
   if (house.control_path)
     qmp_stop ();
@@ -153,10 +156,16 @@ house_shutdown (void)
   pthread_mutex_lock (&house.lock);
   o = house.outgoing;
   house.outgoing = NULL;
+  p = house.plain;
+  house.plain = NULL;
   pthread_mutex_unlock (&house.lock);
   if (o) {
     outgoing_stop (o);
     outgoing_free (o);
+  }
+  if (p) {
+    plain_stop (p);
+    plain_free (p);
   }
   if (house.incoming)
     incoming_stop (house.incoming);

@@ -10,6 +10,7 @@
 #include "finisher.h"
 #include "incoming.h"
 #include "outgoing.h"
+#include "plain.h"
 
 struct house {
   /* Read-only once the daemon serves. */
@@ -20,7 +21,8 @@ struct house {
 
   pthread_mutex_t lock;           /* protects what follows */
   struct migrate_params params;   /* of the next migration, and of this one */
-  struct outgoing *outgoing;      /* the last one, or NULL */
+  struct outgoing *outgoing;      /* the last one, or NULL; never both: */
+  struct plain *plain;            /* the last one, to a server not ours */
   struct finisher **finishers;    /* one a drive, or NULL */
 };
 

@@ -181,8 +181,22 @@ static const struct qmp_param migrate_params[] = {
   { .name = "resume", .type = QMP_BOOL, .optional = true },
   { .name = "x-ferry-nodes", .type = QMP_ARRAY, .optional = true,
     .check = check_nodes },
+  { .name = "x-ferry-data-only", .type = QMP_BOOL, .optional = true },
+  { .name = "x-ferry-bitmaps-to", .type = QMP_STRING, .optional = true },
   { .name = NULL },
 };
+
+static const char *
+string (json_t *args, const char *name)
+{
+  return json_string_value (json_object_get (args, name));
+}
+
+static bool
+is_data_only (json_t *args)
+{
+  return json_is_true (json_object_get (args, "x-ferry-data-only"));
+}
 
 /* 'detach' has no meaning in QMP, as in QEMU. */
 static int
@@ -195,6 +209,14 @@ check_flags (json_t *args, struct error *err)
       json_is_true (json_object_get (args, "inc")))
     return error_set (err, EINVAL, "Parameters 'blk' and 'inc' are not "
                       "supported: disks are all that is migrated");
+  if (string (args, "x-ferry-bitmaps-to") == NULL)
+    return 0;
+  if (!is_data_only (args))
+    return error_set (err, EINVAL, "Parameter 'x-ferry-bitmaps-to' needs "
+                      "'x-ferry-data-only'");
+  if (string (args, "x-ferry-bitmaps-to")[0] != '/')
+    return error_set (err, EINVAL, "Parameter 'x-ferry-bitmaps-to' must be an "
+                      "absolute path");
   return 0;
 }
 
@@ -212,6 +234,36 @@ choose_drives (json_t *args, struct drive **drives, size_t *nr,
   return r;
 }
 
+static bool
+is_migrating (void)
+{
+  return (house.outgoing && !outgoing_ended (house.outgoing)) ||
+         (house.plain && !plain_ended (house.plain));
+}
+
+/* Its last event comes before the first of the next one. */
+static void
+join_last (void)
+{
+  if (house.outgoing)
+    outgoing_join (house.outgoing);
+  if (house.plain)
+    plain_join (house.plain);
+  forget_told ();
+}
+
+/* What takes the place of the last one. */
+static void
+set_migration (struct outgoing *o, struct plain *p)
+{
+  if (house.outgoing)
+    outgoing_free (house.outgoing);
+  if (house.plain)
+    plain_free (house.plain);
+  house.outgoing = o;
+  house.plain = p;
+}
+
 static json_t *
 run_migrate (json_t *args, struct error *err)
 {
@@ -219,28 +271,28 @@ run_migrate (json_t *args, struct error *err)
   const char *uri = json_string_value (json_object_get (args, "uri"));
   CLEANUP_FREE struct drive **drives = calloc (house.nr_drives,
                                                sizeof drives[0]);
-  struct outgoing *o;
+  struct outgoing *o = NULL;
+  struct plain *p = NULL;
   size_t nr = 0;
 
   if (drives == NULL || check_flags (args, err) == -1)
     return NULL;
-  if (house.outgoing && !outgoing_ended (house.outgoing)) {
+  if (is_migrating ()) {
     error_set (err, EBUSY, "There's a migration process in progress");
     return NULL;
   }
   if (choose_drives (args, drives, &nr, err) == -1)
     return NULL;
 
-  /* Its last event comes before the first of the next one. */
-  if (house.outgoing)
-    outgoing_join (house.outgoing);
-  forget_told ();
-  o = outgoing_start (drives, nr, uri, &house.params, changed, NULL, err);
-  if (o == NULL)
+  join_last ();
+  if (is_data_only (args))
+    p = plain_start (drives, nr, uri, string (args, "x-ferry-bitmaps-to"),
+                     &house.params, changed, NULL, err);
+  else
+    o = outgoing_start (drives, nr, uri, &house.params, changed, NULL, err);
+  if (o == NULL && p == NULL)
     return NULL;
-  if (house.outgoing)
-    outgoing_free (house.outgoing);
-  house.outgoing = o;
+  set_migration (o, p);
   return json_object ();
 }
 
@@ -253,6 +305,8 @@ run_cancel (json_t *args, struct error *err)
   if (house.outgoing && !outgoing_ended (house.outgoing) &&
       outgoing_cancel (house.outgoing, err) == -1)
     return NULL;
+  if (house.plain)
+    plain_cancel (house.plain);
   return json_object ();
 }
 
@@ -322,6 +376,8 @@ qmp_migration_info (void)
 
   if (house.outgoing)
     outgoing_info (house.outgoing, &info);
+  else if (house.plain)
+    plain_info (house.plain, &info);
   return migration_info (&info);
 }
 
@@ -400,6 +456,8 @@ run_set_parameters (json_t *args, struct error *err)
     p->max_bandwidth = INT64_MAX;
   if (house.outgoing && !outgoing_ended (house.outgoing))
     outgoing_set_params (house.outgoing, p);
+  if (house.plain && !plain_ended (house.plain))
+    plain_set_params (house.plain, p);
   return json_object ();
 }
 
