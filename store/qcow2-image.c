@@ -14,6 +14,7 @@
 #include <unistd.h>
 
 #include "cleanup.h"
+#include "fullio.h"
 #include "qcow2-image.h"
 #include "qcow2-internal.h"
 
@@ -36,7 +37,7 @@ static int
 put (struct image *img, const void *buf, size_t len, uint64_t offset,
      struct error *err)
 {
-  if (qcow2_pwrite (img->fd, buf, len, offset) == -1)
+  if (full_pwrite (img->fd, buf, len, offset) == -1)
     return error_set (err, errno, "%s: write: %m", img->path);
   return 0;
 }
@@ -238,5 +239,7 @@ qcow2_write_image (int fd, const char *path, uint64_t size,
   if (write_header (&img, l1, l1_size, reftable, nr_reftable, nr > 0, &ext,
                     err) == -1)
     return -1;
-  return fsync (fd) == 0 ? 0 : error_set (err, errno, "%s: fsync: %m", path);
+  if (fsync (fd) == -1 || sync_directory_of (path) == -1)
+    return error_set (err, errno, "%s: fsync: %m", path);
+  return 0;
 }

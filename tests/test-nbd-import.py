@@ -137,6 +137,9 @@ def wrong_servers():
                                    "--json").stdout) == []
     qsd.stop()
     kit.stop()
+    # At the start it is no error that there is nothing to take over.
+    kit = Nbdkit("disk=vda=" + server.uri(), "state=st", "import-bitmaps=on")
+    kit.stop()
     small.stop()
     server.stop()
 
