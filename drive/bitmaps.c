@@ -66,6 +66,7 @@ void
 drive_free_bitmap (struct drive *d, struct named_bitmap *nb)
 {
   bitmap_free (nb->bits);
+  bitmap_free (nb->successor);
   if (nb->slot && d->store)
     qcow2_free (d->store, nb->slot);
   free (nb->reason);
@@ -91,12 +92,16 @@ struct marks *
 drive_build_marks (struct drive *d, struct bitmap **extra, size_t nr_extra)
 {
   struct marks *m = malloc (
-    sizeof *m + (d->nr_bitmaps + nr_extra + 1) * sizeof m->map[0]);
+    sizeof *m + (2 * d->nr_bitmaps + nr_extra + 1) * sizeof m->map[0]);
 
   if (m == NULL)
     return NULL;
   m->nr = 0;
   m->persistent = false;
+  /* First, as in transaction.c. */
+  for (size_t i = 0; i < d->nr_bitmaps; i++)
+    if (d->bitmaps[i]->recording && d->bitmaps[i]->successor)
+      m->map[m->nr++] = d->bitmaps[i]->successor;
   for (size_t i = 0; i < d->nr_bitmaps; i++) {
     struct named_bitmap *nb = d->bitmaps[i];
 
@@ -120,6 +125,35 @@ drive_swap_marks (struct drive *d, struct marks *marks)
 
   d->marks = marks;
   return old;
+}
+
+void
+drive_end_hooks (struct drive *d, const char *why)
+{
+  struct hooks *hooks = d->hooks;
+
+  d->hooks = NULL;
+  for (size_t i = 0; hooks && i < hooks->nr; i++)
+    hooks->hook[i]->ops->ended (hooks->hook[i], why);
+  free (hooks);
+}
+
+void
+drive_forget_hook (struct drive *d, const struct write_hook *h)
+{
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&d->control);
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&d->list);
+
+  for (size_t i = 0; i < d->nr_bitmaps; i++) {
+    struct named_bitmap *nb = d->bitmaps[i];
+
+    if (nb->backup != h)
+      continue;
+    bitmap_free (nb->successor);
+    nb->successor = NULL;
+    nb->backup = NULL;
+    nb->busy = false;
+  }
 }
 
 int

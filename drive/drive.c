@@ -425,6 +425,7 @@ drive_shutdown (struct drive *d, struct error *err)
   gate_close (&d->reads);
   marks = drive_swap_marks (d, NULL);
   free (marks);
+  drive_end_hooks (d, "the daemon ends");
   pthread_mutex_lock (&d->list);
   r = close_store (d, err);
   pthread_mutex_unlock (&d->list);
@@ -440,6 +441,8 @@ drive_free (struct drive *d)
     return;
   keeper_stop (d);
   free (d->marks);
+  free (d->hooks);
+  json_decref (d->points);
   for (size_t i = 0; i < d->nr_bitmaps; i++) {
     d->bitmaps[i]->slot = NULL; /* the store keeps its clusters */
     drive_free_bitmap (d, d->bitmaps[i]);

@@ -25,9 +25,11 @@
 #include "disk.h"
 #include "error.h"
 #include "gate.h"
+#include "hook.h"
 #include "journal.h"
 #include "qcow2.h"
 #include "trust.h"
+#include "uuid.h"
 
 /* Who serves the disk now.  Changes only by drive_set_mode, with both locks
  * held and both gates shut (or before the first request), so that each of
@@ -50,6 +52,14 @@ struct reason {
   char text[];
 };
 
+/* The point in time since which a bitmap records: that of the last backup by
+ * it that was completed.  An id of zero: there is none (docs/backup.md).
+ */
+struct point {
+  struct uuid id;
+  int64_t time; /* s since 1970 */
+};
+
 struct named_bitmap {
   char *name;
   struct bitmap *bits;     /* NULL if inconsistent */
@@ -60,6 +70,10 @@ struct named_bitmap {
   uint64_t id;             /* of this instance, never used again */
   atomic_uint_fast64_t version; /* + 1 after bits changed without a write */
   struct reason *reason;   /* or NULL; protected by the drive's list lock */
+  struct point point;      /* the same */
+  /* While a backup runs: what was written since it began, and whose it is. */
+  struct bitmap *successor;
+  struct write_hook *backup;
 };
 
 /* What writes must mark, in this order.  Immutable once published; replaced
@@ -95,6 +109,7 @@ struct drive {
 
   struct gate writes, reads;
   struct marks *marks;   /* read inside 'writes', replaced while it is shut */
+  struct hooks *hooks;   /* the same; NULL: none */
   enum drive_mode mode;  /* read under control, list, or inside a gate */
   struct disk *remote;   /* of DRIVE_FORWARD, like 'mode' */
   atomic_uint_fast64_t delay_ns; /* each write waits that long; relaxed: a
@@ -116,6 +131,7 @@ struct drive {
   struct qcow2 *store;     /* protected by control; NULL: read-only, closed */
   struct journal *journal; /* the same */
   struct bitmap *ship;     /* the same: the map that marks ends with, or NULL */
+  json_t *points;          /* the same: what the file of points says, or NULL */
   uint64_t next_id;        /* the same */
 
   /* Held for short looks and swaps only; never across I/O, and never taken
@@ -224,6 +240,16 @@ struct marks *drive_build_marks (struct drive *d, struct bitmap **extra,
  */
 struct marks *drive_swap_marks (struct drive *d, struct marks *marks);
 
+/* End all hooks, for that reason.  The write gate is shut, the control lock
+ * held.
+ */
+void drive_end_hooks (struct drive *d, const char *why);
+
+/* The same for what one of them has left at its bitmap, once the drive is
+ * elsewhere.  Takes control and list.
+ */
+void drive_forget_hook (struct drive *d, const struct write_hook *h);
+
 /* Change who serves the disk; 'remote' (taken over) for DRIVE_FORWARD.  The
  * control lock is held, both gates are shut.
  */
@@ -271,6 +297,7 @@ void drive_set_bitmaps (struct drive *d, struct named_bitmap **bitmaps,
 struct drive_entry {
   struct named_bitmap *nb;
   bool recording; /* what is to be written; nb->recording may be older */
+  struct point point; /* the same; for points_write alone */
 };
 int drive_write_directory (struct drive *d, const struct drive_entry *entries,
                            size_t nr, struct error *err);

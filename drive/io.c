@@ -1,8 +1,8 @@
 /* nbdferry - requests to a drive
  * SPDX-License-Identifier: BSD-3-Clause
  *
- * A request that changes data goes: gate, arm, mark, submit, mark again,
- * leave.  What is marked is fixed when the request is inside the gate, since
+ * A request that changes data goes: gate, arm, hooks, mark, submit, mark
+ * again, leave.  What is marked is fixed when the request is inside the gate, since
  * it is replaced only while the gate is shut.
  *
  * The activity log is looked at inside the gate, because a region is disarmed
@@ -42,6 +42,24 @@ arm (struct drive *d, uint64_t offset, uint64_t len)
   return -1;
 }
 
+/* Let all who must act before this write do so.  HOOK_GO_ON, or how long to
+ * wait outside first.
+ */
+static int64_t
+run_hooks (struct drive *d, uint64_t offset, uint64_t len, uint64_t waited)
+{
+  const struct hooks *hooks = d->hooks;
+
+  for (size_t i = 0; hooks && i < hooks->nr; i++) {
+    struct write_hook *h = hooks->hook[i];
+    int64_t wait = h->ops->before (h, offset, len, waited);
+
+    if (wait != HOOK_GO_ON)
+      return wait;
+  }
+  return HOOK_GO_ON;
+}
+
 /* Through the gate, with the regions of that range armed if need be.  Returns
  * the gate's token, or -1 with errno.
  */
@@ -60,6 +78,30 @@ enter_armed (struct drive *d, uint64_t offset, uint64_t len)
   }
 }
 
+/* The same, once the hooks have acted.  Who is to wait does so outside, so that
+ * who shuts the gate does not wait as well.
+ */
+static int
+enter_hooked (struct drive *d, uint64_t offset, uint64_t len)
+{
+  uint64_t waited = 0;
+
+  for (;;) {
+    int token = enter_armed (d, offset, len);
+    int64_t wait;
+
+    if (token == -1 || d->mode != DRIVE_ACTIVE)
+      return token;
+    wait = run_hooks (d, offset, len, waited);
+    if (wait == HOOK_GO_ON)
+      return token;
+    gate_leave (&d->writes, token);
+    if (wait > 0)
+      gate_delay (&d->writes, wait);
+    waited += wait;
+  }
+}
+
 /* The mark before.  Returns the gate's token, or -1 with errno. */
 static int
 begin_write (struct drive *d, uint64_t offset, uint64_t len)
@@ -70,7 +112,7 @@ begin_write (struct drive *d, uint64_t offset, uint64_t len)
 
   if (delay > 0)
     gate_delay (&d->writes, delay);
-  token = enter_armed (d, offset, len);
+  token = enter_hooked (d, offset, len);
   if (token == -1)
     return -1;
   if (d->mode == DRIVE_ACTIVE) {

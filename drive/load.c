@@ -16,6 +16,7 @@
 #include "cleanup.h"
 #include "incoming-names.h"
 #include "load.h"
+#include "points.h"
 
 struct load {
   struct drive *drive;
@@ -252,6 +253,18 @@ rewrite_list (struct drive *d, struct error *err)
   return 0;
 }
 
+/* Another program may have cleared bits, or made a bitmap anew under the same
+ * name: then points mean nothing.  The same if we were killed when we had found
+ * that, before it was noted.
+ */
+static bool
+may_lack_points (const struct load *l)
+{
+  return l->created || l->found == QCOW2_CREATED ||
+         l->found == QCOW2_FOREIGN ||
+         (l->found != QCOW2_CLEAN && l->was->clean);
+}
+
 /* Bitmaps of a migration that was not prepared, or all of them if the disk
  * had been given away (and may come back), are dropped.
  */
@@ -284,7 +297,9 @@ load_bitmaps (struct load *l, struct error *err)
     changed |= d->bitmaps[d->nr_bitmaps - 1]->slot != entries[i].bits;
   }
   give_reasons (l);
-  return changed ? rewrite_list (d, err) : 0;
+  if (changed && rewrite_list (d, err) == -1)
+    return -1;
+  return points_load (d, may_lack_points (l), err);
 }
 
 int

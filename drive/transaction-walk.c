@@ -49,9 +49,13 @@ walk_merges (struct transaction *t, const struct bitmap_action *actions,
   bool any = false;
 
   for (size_t i = 0; i < nr; i++) {
-    struct planned *b = planned_of (t, &actions[i].target);
+    struct planned *b;
 
-    if (actions[i].type == BITMAP_CLEAR) {
+    if (actions[i].target.name == NULL)
+      continue;
+    b = planned_of (t, &actions[i].target);
+    if (actions[i].type == BITMAP_CLEAR ||
+        (actions[i].type == BITMAP_BACKUP_END && actions[i].success)) {
       b->cleared = true;
       if (b->merged)
         bitmap_clear_all (b->merged);
@@ -116,7 +120,8 @@ transaction_walk (struct transaction *t, const struct bitmap_action *actions, si
 
   if (walk_merges (t, actions, nr)) {
     for (size_t i = 0; i < nr; i++)
-      cleared |= actions[i].type == BITMAP_CLEAR;
+      cleared |= actions[i].type == BITMAP_CLEAR ||
+                 actions[i].type == BITMAP_BACKUP_END;
     /* Without a clear, it is enough that they are when it has settled. */
     if (cleared && sync_merges (t, err) == -1)
       return -1;

@@ -38,6 +38,7 @@
 #include <string.h>
 
 #include "cleanup.h"
+#include "points.h"
 #include "transaction-impl.h"
 
 #define MAX_PERSISTENT_NAME 1023
@@ -96,6 +97,8 @@ begin_plan (struct plan *p, struct drive *d, size_t room, struct error *err)
   for (size_t i = 0; i < d->nr_bitmaps; i++) {
     p->list[i].nb = d->bitmaps[i];
     p->list[i].recording = d->bitmaps[i]->recording;
+    p->list[i].successor = d->bitmaps[i]->successor;
+    p->list[i].point = d->bitmaps[i]->point;
   }
   p->nr = d->nr_bitmaps;
   return 0;
@@ -111,9 +114,9 @@ planned_find (struct plan *p, const char *name)
 }
 
 /* A bitmap that may be worked on; the words are QEMU's. */
-static struct planned *
-usable (struct transaction *t, const struct bitmap_ref *ref,
-        bool even_inconsistent, struct error *err)
+struct planned *
+transaction_usable (struct transaction *t, const struct bitmap_ref *ref,
+                    bool even_inconsistent, struct error *err)
 {
   struct planned *b = planned_find (plan_of (t, ref->drive), ref->name);
 
@@ -121,7 +124,7 @@ usable (struct transaction *t, const struct bitmap_ref *ref,
     error_set (err, ENOENT, "Dirty bitmap '%s' not found", ref->name);
     return NULL;
   }
-  if (b->nb->busy || b->nb->incoming || b->removed) {
+  if (b->nb->busy || b->nb->incoming || b->removed || b->begins) {
     error_set (err, EBUSY, "Bitmap '%s' is currently in use by another "
                "operation and cannot be used", ref->name);
     return NULL;
@@ -203,7 +206,7 @@ prepare_merge (struct transaction *t, const struct bitmap_action *a,
                struct planned *b, struct error *err)
 {
   for (size_t i = 0; i < a->nr_sources; i++) {
-    const struct planned *src = usable (t, &a->sources[i], false, err);
+    const struct planned *src = transaction_usable (t, &a->sources[i], false, err);
     uint64_t to = a->target.drive->size;
     uint64_t from = a->sources[i].drive->size;
 
@@ -214,6 +217,7 @@ prepare_merge (struct transaction *t, const struct bitmap_action *a,
                         "(destination size is %" PRIu64 ", source size is %"
                         PRIu64 ") and can't be merged", to, from);
   }
+  b->grows = true;
   if (b->companion && b->merged == NULL)
     b->merged = bitmap_new (a->target.drive->size, b->nb->shift, err);
   return b->companion && b->merged == NULL ? -1 : 0;
@@ -228,6 +232,18 @@ prepare_clear (struct plan *p, struct planned *b, struct error *err)
   return b->companion ? 0 : -1;
 }
 
+/* A clear or a change of what it records: what was written since the last
+ * backup is not all in it.
+ */
+static void
+lose_point (struct plan *p, struct planned *b)
+{
+  if (point_is_none (&b->point))
+    return;
+  b->point = (struct point){ 0 };
+  p->pointed = true;
+}
+
 static int
 prepare (struct transaction *t, const struct bitmap_action *a,
          struct error *err)
@@ -237,7 +253,11 @@ prepare (struct transaction *t, const struct bitmap_action *a,
 
   if (a->type == BITMAP_ADD)
     return prepare_add (p, a, err);
-  b = usable (t, &a->target, a->type == BITMAP_REMOVE, err);
+  if (a->type == BITMAP_BACKUP_BEGIN)
+    return transaction_prepare_begin (t, p, a, err);
+  if (a->type == BITMAP_BACKUP_END)
+    return transaction_prepare_end (p, a, err);
+  b = transaction_usable (t, &a->target, a->type == BITMAP_REMOVE, err);
   if (b == NULL)
     return -1;
   switch (a->type) {
@@ -246,9 +266,12 @@ prepare (struct transaction *t, const struct bitmap_action *a,
     break;
   case BITMAP_ENABLE:
   case BITMAP_DISABLE:
+    if (b->recording != (a->type == BITMAP_ENABLE))
+      lose_point (p, b);
     b->recording = a->type == BITMAP_ENABLE;
     break;
   case BITMAP_CLEAR:
+    lose_point (p, b);
     return prepare_clear (p, b, err);
   default:
     return prepare_merge (t, a, b, err);
@@ -264,7 +287,7 @@ finish_plan (struct plan *p, struct error *err)
 {
   struct drive *d = p->drive;
   struct bitmap *ship = d->ship;
-  size_t most = 2 * p->nr + 1, n = 0, companions = 0;
+  size_t most = 3 * p->nr + 1, n = 0, companions = 0;
   bool persistent = false;
 
   p->bitmaps = calloc (p->nr + 1, sizeof p->bitmaps[0]);
@@ -278,6 +301,9 @@ finish_plan (struct plan *p, struct error *err)
   for (size_t i = 0; i < p->nr; i++)
     if (p->list[i].companion && p->list[i].recording)
       p->marks->map[companions++] = p->list[i].companion;
+  for (size_t i = 0; i < p->nr; i++)
+    if (p->list[i].successor && p->list[i].recording)
+      p->marks->map[companions + n++] = p->list[i].successor;
   for (size_t i = 0; i < p->nr; i++) {
     struct planned *b = &p->list[i];
 
@@ -309,12 +335,16 @@ static void
 note_kinds (struct transaction *t, const struct bitmap_action *a)
 {
   struct plan *p = plan_of (t, a->target.drive);
-  const struct planned *b = planned_find (p, a->target.name);
+  const struct planned *b;
 
+  if (a->type == BITMAP_BACKUP_BEGIN || a->target.name == NULL)
+    return;
+  b = planned_find (p, a->target.name);
   if (!b->nb->persistent || b->removed)
     return;
   p->merges |= a->type == BITMAP_MERGE;
-  p->clears |= a->type == BITMAP_CLEAR && b->recording;
+  p->clears |= (a->type == BITMAP_CLEAR ||
+                (a->type == BITMAP_BACKUP_END && a->success)) && b->recording;
   p->disables |= a->type == BITMAP_DISABLE && !b->recording;
 }
 
@@ -363,9 +393,28 @@ write_plan (struct plan *p, struct error *err)
   for (size_t i = 0; i < p->nr; i++)
     if (!p->list[i].removed) {
       entries[n].nb = p->list[i].nb;
+      entries[n].point = p->list[i].point;
       entries[n++].recording = p->list[i].recording;
     }
-  return drive_write_directory (p->drive, entries, n, err);
+  if ((p->pointed || p->persistent) &&
+      points_write (p->drive, entries, n, err) == -1)
+    return -1;
+  return p->persistent ? drive_write_directory (p->drive, entries, n, err)
+                       : 0;
+}
+
+/* What was recorded for these is taken back, if that can be. */
+static void
+unrecord (struct transaction *t, size_t nr)
+{
+  for (size_t k = 0; k < nr; k++) {
+    struct plan *p = &t->plans[k];
+
+    if (p->persistent)
+      drive_write_list (p->drive, NULL);
+    if (p->pointed || p->persistent)
+      points_write_list (p->drive, NULL);
+  }
 }
 
 static int
@@ -376,12 +425,8 @@ record (struct transaction *t, struct error *err)
 
     if (flag_log (p, err) == -1)
       return -1;
-    if (!p->persistent)
-      continue;
     if (write_plan (p, err) == -1) {
-      for (size_t k = 0; k <= i; k++)
-        if (t->plans[k].persistent)
-          drive_write_list (t->drives[k], NULL);
+      unrecord (t, i + 1);
       return -1;
     }
   }
@@ -402,6 +447,7 @@ instant (struct transaction *t)
     for (size_t k = 0; k < p->nr; k++)
       p->list[k].nb->recording = p->list[k].recording;
     pthread_mutex_unlock (&p->drive->list);
+    transaction_backups_instant (p);
   }
   drives_open (t->drives, t->nr, false);
   for (size_t i = 0; i < t->nr; i++) {
@@ -434,6 +480,7 @@ free_plan (struct plan *p, bool done)
   for (size_t i = 0; i < p->nr; i++) {
     struct planned *b = &p->list[i];
 
+    transaction_free_backup (b, done);
     bitmap_free (b->companion);
     bitmap_free (b->merged);
     /* What was added and removed in one transaction goes either way. */
@@ -444,6 +491,7 @@ free_plan (struct plan *p, bool done)
   free (p->bitmaps);
   free (p->marks);
   free (p->marks_after);
+  free (p->hooks);
 }
 
 int
@@ -466,6 +514,8 @@ bitmap_transaction (const struct bitmap_action *actions, size_t nr,
   for (size_t i = 0; i < t.nr; i++)
     if (finish_plan (&t.plans[i], err) == -1)
       goto unlock;
+  if (transaction_plan_hooks (&t, actions, nr, err) == -1)
+    goto unlock;
   for (size_t i = 0; i < nr; i++)
     note_kinds (&t, &actions[i]);
   if (record (&t, err) == -1)
@@ -475,6 +525,8 @@ bitmap_transaction (const struct bitmap_action *actions, size_t nr,
   for (size_t i = 0; i < t.nr; i++)
     drop_companions (&t.plans[i]);
   done = true;
+  for (size_t i = 0; i < t.nr; i++)
+    transaction_backups_done (&t.plans[i]);
   for (size_t i = 0; i < t.nr; i++)
     if (settle (&t.plans[i], err) == -1)
       r = -1;

@@ -17,6 +17,9 @@ enum bitmap_action_type {
   BITMAP_ENABLE,
   BITMAP_DISABLE,
   BITMAP_MERGE,
+  BITMAP_BACKUP_BEGIN, /* a hook begins, and a bitmap is frozen for it */
+  BITMAP_BACKUP_END,   /* the hook ends, and the bitmap is as it was, or has
+                          what was written since */
 };
 
 struct bitmap_ref {
@@ -34,6 +37,11 @@ struct bitmap_action {
   /* BITMAP_MERGE; none is allowed, and does nothing */
   const struct bitmap_ref *sources;
   size_t nr_sources;
+  /* BITMAP_BACKUP_BEGIN, BITMAP_BACKUP_END; target.name may be NULL */
+  struct write_hook *hook;
+  bool full;          /* BEGIN: may follow no other backup */
+  bool success;       /* END */
+  struct point point; /* END: what the bitmap gets if it was a success */
 };
 
 /* 0, or -1 with 'err' and nothing changed (unless the storage under the

@@ -191,6 +191,7 @@ let_go (struct outgoing *o)
     drive_set_mode (d, DRIVE_LEAVING, NULL);
     d->ship = NULL;
     free (drive_swap_marks (d, NULL)); /* nobody is inside */
+    drive_end_hooks (d, "the disk was handed over to another server");
   }
 }
 

@@ -13,6 +13,7 @@
 
 #include "cleanup.h"
 #include "incoming-impl.h"
+#include "points.h"
 
 static bool
 contains (const struct drive_entry *v, size_t nr,
@@ -40,8 +41,10 @@ replace_bitmaps (struct drive *d, const struct drive_entry *now, size_t nr,
 
   if (list == NULL || was == NULL)
     return error_set (err, ENOMEM, "%m");
-  if (drive_write_directory (d, now, nr, err) == -1) {
+  if (points_write (d, now, nr, err) == -1 ||
+      drive_write_directory (d, now, nr, err) == -1) {
     drive_write_list (d, NULL); /* it may be there all the same */
+    points_write_list (d, NULL);
     return -1;
   }
   memcpy (was, d->bitmaps, nr_was * sizeof was[0]);
@@ -49,8 +52,10 @@ replace_bitmaps (struct drive *d, const struct drive_entry *now, size_t nr,
     list[i] = now[i].nb;
   drive_set_bitmaps (d, take_ptr (&list), nr);
   pthread_mutex_lock (&d->list);
-  for (size_t i = 0; i < nr; i++)
+  for (size_t i = 0; i < nr; i++) {
     now[i].nb->recording = now[i].recording;
+    now[i].nb->point = now[i].point;
+  }
   pthread_mutex_unlock (&d->list);
   for (size_t i = 0; i < nr_was; i++)
     if (!contains (now, nr, was[i]))
@@ -69,7 +74,7 @@ own_bitmaps (struct drive *d, struct drive_entry *own)
     struct named_bitmap *nb = d->bitmaps[i];
 
     if (!nb->incoming)
-      own[nr++] = (struct drive_entry){ nb, nb->recording };
+      own[nr++] = (struct drive_entry){ nb, nb->recording, nb->point };
   }
   return nr;
 }
@@ -90,19 +95,26 @@ struct listed {
   const char *name;
   json_int_t granularity;
   int recording, persistent;
+  struct point point;
 };
 
 static int
 unpack_listed (json_t *o, struct listed *l, struct error *err)
 {
-  if (json_unpack (o, "{s:s, s:I, s:b, s:b}", "name", &l->name,
+  const char *point = NULL;
+  json_int_t time = 0;
+
+  if (json_unpack (o, "{s:s, s:I, s:b, s:b, s?s, s?I}", "name", &l->name,
                    "granularity", &l->granularity, "recording",
-                   &l->recording, "persistent", &l->persistent) == -1 ||
+                   &l->recording, "persistent", &l->persistent,
+                   "point", &point, "point-time", &time) == -1 ||
       l->granularity < 1 << BITMAP_MIN_SHIFT ||
       l->granularity > INT64_C (1) << BITMAP_MAX_SHIFT ||
       (l->granularity & (l->granularity - 1)) != 0 || l->name[0] == '\0' ||
-      strlen (l->name) > 1023)
+      strlen (l->name) > 1023 ||
+      (point && !uuid_parse (point, &l->point.id)))
     return incoming_malformed ("LIST", err);
+  l->point.time = time;
   return 0;
 }
 
@@ -161,14 +173,14 @@ incoming_list (struct session *s, const struct packet_header *h, json_t *body,
     return error_set (err, ENOMEM, "%m");
   nr = own = own_bitmaps (d, now);
   json_array_foreach (list, i, o) {
-    struct listed l;
+    struct listed l = { 0 };
     struct named_bitmap *nb;
 
     if (unpack_listed (o, &l, err) == -1 ||
         check_once (now + own, nr - own, l.name, err) == -1 ||
         (nb = listed_bitmap (d, &l, err)) == NULL)
       goto fail;
-    now[nr++] = (struct drive_entry){ nb, l.recording };
+    now[nr++] = (struct drive_entry){ nb, l.recording, l.point };
   }
   if (replace_bitmaps (d, now, nr, err) == -1)
     goto fail;

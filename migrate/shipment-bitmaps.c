@@ -39,6 +39,24 @@ send_control (struct client *c, struct packet_header *h,
 
 /* ---- the list ---- */
 
+static json_t *
+describe (const struct named_bitmap *nb)
+{
+  json_t *o = json_pack ("{s:s, s:I, s:b, s:b}", "name", nb->name,
+                         "granularity",
+                         (json_int_t) bitmap_granularity (nb->bits),
+                         "recording", nb->recording, "persistent",
+                         nb->persistent);
+  char id[UUID_TEXT];
+
+  if (!uuid_is_zero (&nb->point.id)) {
+    uuid_format (&nb->point.id, id);
+    json_object_set_new (o, "point", json_string (id));
+    json_object_set_new (o, "point-time", json_integer (nb->point.time));
+  }
+  return o;
+}
+
 /* The list as JSON, and what the destination will have been told. */
 static json_t *
 collect_list (struct shipment *s, struct shipment_bitmap **told, size_t *nr,
@@ -57,12 +75,7 @@ collect_list (struct shipment *s, struct shipment_bitmap **told, size_t *nr,
     if (nb->bits == NULL)
       continue; /* inconsistent: there is nothing to bring */
     (*told)[(*nr)++] = (struct shipment_bitmap){ .id = nb->id };
-    json_array_append_new (
-      list, json_pack ("{s:s, s:I, s:b, s:b}", "name", nb->name,
-                       "granularity",
-                       (json_int_t) bitmap_granularity (nb->bits),
-                       "recording", nb->recording, "persistent",
-                       nb->persistent));
+    json_array_append_new (list, describe (nb));
   }
   return json_pack ("{s:o}", "bitmaps", list);
 }

@@ -151,11 +151,17 @@ disk_cache (struct export *e, uint32_t count, uint64_t offset)
   return leave (x, drive_cache (x->drive, count, offset), "cache", offset);
 }
 
-static const uint32_t nbdkit_type[] = {
-  [EXTENT_DATA] = 0,
-  [EXTENT_ZERO] = NBDKIT_EXTENT_ZERO,
-  [EXTENT_HOLE] = NBDKIT_EXTENT_HOLE | NBDKIT_EXTENT_ZERO,
-};
+uint32_t
+export_extent_type (enum extent_type type)
+{
+  static const uint32_t nbdkit_type[] = {
+    [EXTENT_DATA] = 0,
+    [EXTENT_ZERO] = NBDKIT_EXTENT_ZERO,
+    [EXTENT_HOLE] = NBDKIT_EXTENT_HOLE | NBDKIT_EXTENT_ZERO,
+  };
+
+  return nbdkit_type[type];
+}
 
 static int
 disk_extents (struct export *e, uint32_t count, uint64_t offset, bool one,
@@ -174,7 +180,7 @@ disk_extents (struct export *e, uint32_t count, uint64_t offset, bool one,
     if (r == -1)
       break;
     r = nbdkit_add_extent (extents, ext.start, ext.end - ext.start,
-                           nbdkit_type[ext.type]);
+                           export_extent_type (ext.type));
     offset = ext.end;
     if (one)
       break;

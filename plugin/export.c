@@ -68,6 +68,12 @@ export_open (const char *name, int readonly)
   d = split (name, "@forward/", &rest);
   if (d)
     return open_forward (d, rest, readonly);
+  d = split (name, "@backup/", &rest);
+  if (d)
+    return export_open_backup (d, rest);
+  d = split (name, "@bitmap/", &rest);
+  if (d)
+    return export_open_bitmap (d, rest);
   nbdkit_error ("there is no disk '%s' here", name);
   errno = ENOENT;
   return NULL;

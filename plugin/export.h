@@ -4,6 +4,10 @@
  *   NAME                          a disk
  *   NAME@incoming                 a channel of a migration to it
  *   NAME@forward/SESSION/EPOCH    the disk, for the source that it came from
+ *   NAME@backup/ID                the disk as it was when that backup began
+ *   NAME@bitmap/BITMAP            the disk, with a bitmap as what is allocated
+ *
+ * The last two can only be read.  BITMAP is percent-encoded.
  *
  * Each kind has one table of operations, which nbdkit's callbacks call.  They
  * return what nbdkit wants: -1 with errno, and the message given to
@@ -17,6 +21,7 @@
 #include "drive.h"
 #include "incoming.h"
 
+struct nbdkit_exports;
 struct nbdkit_extents;
 
 /* Each kind of handle begins with this. */
@@ -53,5 +58,25 @@ struct export *export_open_disk (struct drive *d, int readonly,
                                  struct fence *fence, uint64_t epoch);
 /* export-incoming.c */
 struct export *export_open_incoming (struct drive *d);
+/* export-backup.c */
+struct export *export_open_backup (struct drive *d, const char *id);
+/* export-bitmap.c; 'name' as in the export's */
+struct export *export_open_bitmap (struct drive *d, const char *name);
+
+/* Add those of one kind to the list that clients may ask for; 0 or -1. */
+int export_list_backups (struct drive *d, struct nbdkit_exports *exports);
+int export_list_bitmaps (struct drive *d, struct nbdkit_exports *exports);
+
+/* export-name.c: percent-encoding, all but A-Z a-z 0-9 - . _ ~.  Both are the
+ * caller's; NULL: no memory, or what was to be decoded is malformed.
+ */
+char *export_encode (const char *text);
+char *export_decode (const char *text);
+
+/* The same for a path in a URI: slashes stand for themselves, too. */
+char *export_encode_path (const char *path);
+
+/* nbdkit's type of an extent. */
+uint32_t export_extent_type (enum extent_type type);
 
 #endif /* FERRY_EXPORT_H */

@@ -15,6 +15,7 @@
 #include "pool.h"
 #include "qmp.h"
 #include "takeover-bitmaps.h"
+#include "views.h"
 
 struct house house = {
   .lock = PTHREAD_MUTEX_INITIALIZER,
@@ -186,6 +187,7 @@ house_shutdown (void)
 void
 house_free (void)
 {
+  views_free ();
   incoming_free (house.incoming);
   for (size_t i = 0; i < house.nr_drives; i++) {
     if (house.finishers[i])

@@ -37,7 +37,8 @@ check_name (const struct options *o, const char *name)
                   MAX_NAME);
     return -1;
   }
-  if (strstr (name, "@incoming") || strstr (name, "@forward/")) {
+  if (strstr (name, "@incoming") || strstr (name, "@forward/") ||
+      strstr (name, "@backup/") || strstr (name, "@bitmap/")) {
     nbdkit_error ("disk=: the name '%s' is taken by an export of another "
                   "kind", name);
     return -1;

@@ -97,7 +97,8 @@ ferry_list_exports (int readonly UNUSED, int is_tls UNUSED,
     else if (d->mode != DRIVE_GONE)
       r = nbdkit_add_export (
         exports, nbdkit_printf_intern ("%s@incoming", d->name), d->path);
-    if (r == -1)
+    if (r == -1 || export_list_backups (d, exports) == -1 ||
+        export_list_bitmaps (d, exports) == -1)
       return -1;
   }
   return 0;

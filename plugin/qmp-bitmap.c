@@ -14,6 +14,7 @@
 
 #include "cleanup.h"
 #include "house.h"
+#include "qmp-backup.h"
 #include "qmp-dispatch.h"
 #include "transaction.h"
 
@@ -71,6 +72,8 @@ static const struct action_type {
   { "block-dirty-bitmap-enable", target_params, BITMAP_ENABLE },
   { "block-dirty-bitmap-disable", target_params, BITMAP_DISABLE },
   { "block-dirty-bitmap-merge", merge_params, BITMAP_MERGE },
+  { "x-ferry-backup-begin", qmp_backup_begin_params, BITMAP_BACKUP_BEGIN },
+  { "x-ferry-backup-end", qmp_backup_end_params, BITMAP_BACKUP_END },
   { .name = NULL },
 };
 
@@ -320,28 +323,46 @@ check_grouped (json_t *args, json_t *action, struct error *err)
                     string (action, "type"));
 }
 
+static int
+fill_one (struct bitmap_action *a, struct view **v, json_t *action,
+          struct error *err)
+{
+  const struct action_type *t = type_of_action (action);
+  json_t *data = json_object_get (action, "data");
+
+  if (t->type != BITMAP_BACKUP_BEGIN && t->type != BITMAP_BACKUP_END)
+    return fill_action (a, t, data, err);
+  *v = qmp_backup_action (a, t->type, data, err);
+  return *v ? 0 : -1;
+}
+
 static json_t *
 run_transaction (json_t *args, struct error *err)
 {
   json_t *list = json_object_get (args, "actions"), *action;
   size_t nr = json_array_size (list), i;
   struct bitmap_action *actions = calloc (nr + 1, sizeof *actions);
+  CLEANUP_FREE struct view **views = calloc (nr + 1, sizeof views[0]);
   int r = 0;
 
-  if (actions == NULL)
+  if (actions == NULL || views == NULL) {
+    free (actions);
     return NULL;
+  }
   json_array_foreach (list, i, action) {
     r = check_grouped (args, action, err);
     if (r == 0)
-      r = fill_action (&actions[i], type_of_action (action),
-                       json_object_get (action, "data"), err);
+      r = fill_one (&actions[i], &views[i], action, err);
     if (r == -1)
       break;
   }
   if (r == 0 && nr > 0)
     r = bitmap_transaction (actions, nr, err);
-  for (i = 0; i < nr; i++)
+  for (i = 0; i < nr; i++) {
     free ((void *) actions[i].sources);
+    if (views[i])
+      views_settle (views[i]);
+  }
   free (actions);
   return r == 0 ? json_object () : NULL;
 }

@@ -290,7 +290,8 @@ qmp_each_command (bool (*visit) (const struct qmp_command *cmd, void *opaque),
 {
   const struct qmp_command *const tables[] = {
     session_commands, qmp_query_commands, qmp_bitmap_commands,
-    qmp_bitmap_extra_commands, qmp_migrate_commands,
+    qmp_bitmap_extra_commands, qmp_backup_commands, qmp_exports_commands,
+    qmp_migrate_commands,
   };
 
   for (size_t i = 0; i < sizeof tables / sizeof tables[0]; i++)

@@ -77,6 +77,8 @@ struct qmp_command {
 /* Each ends with a name of NULL. */
 extern const struct qmp_command qmp_bitmap_commands[];
 extern const struct qmp_command qmp_bitmap_extra_commands[];
+extern const struct qmp_command qmp_backup_commands[];
+extern const struct qmp_command qmp_exports_commands[];
 extern const struct qmp_command qmp_query_commands[];
 extern const struct qmp_command qmp_migrate_commands[];
 

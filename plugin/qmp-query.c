@@ -226,6 +226,13 @@ reason_list (struct drive *d)
       json_object_set_new (b, "reason", qmp_string (nb->reason->text));
       json_object_set_new (b, "reason-time", time_string (nb->reason->time));
     }
+    if (!uuid_is_zero (&nb->point.id)) {
+      char id[UUID_TEXT];
+
+      uuid_format (&nb->point.id, id);
+      json_object_set_new (b, "point", json_string (id));
+      json_object_set_new (b, "point-time", time_string (nb->point.time));
+    }
     json_array_append_new (list, b);
   }
   return list;

@@ -32,6 +32,7 @@
 #include "qmp-dispatch.h"
 #include "qmp-frame.h"
 #include "qmp-listen.h"
+#include "views.h"
 
 #define SEND_MS    5000 /* how long a client may refuse to read */
 #define MAX_EVENTS 64   /* that wait for one client */
@@ -43,6 +44,7 @@ struct client {
   int fd;
   int wake_fd; /* events are waiting */
   pthread_t thread;
+  uint64_t number;
 
   /* The thread's own. */
   struct qmp_session session;
@@ -283,13 +285,23 @@ talk (struct client *c)
   }
 }
 
+static _Thread_local uint64_t number; /* of this thread's client */
+
+uint64_t
+qmp_client (void)
+{
+  return number;
+}
+
 static void *
 client_main (void *arg)
 {
   struct client *c = arg;
   char *line;
 
+  number = c->number;
   talk (c);
+  views_client_gone (c->number);
 
   /* No more events: those are for clients that are RUNNING.  The descriptors
    * are closed under the lock, so that no event is written to another's.
@@ -342,6 +354,8 @@ turn_away (int fd, const char *why)
   close (fd);
 }
 
+static uint64_t numbers; /* of clients so far; the listener's */
+
 static void
 start_client (int fd)
 {
@@ -358,6 +372,7 @@ start_client (int fd)
     turn_away (fd, "Too many open files");
     return;
   }
+  c->number = ++numbers;
   c->session = (struct qmp_session) { 0 };
   qmp_frame_init (&c->frame);
   c->listening = false;

@@ -8,6 +8,8 @@
 #ifndef FERRY_QMP_H
 #define FERRY_QMP_H
 
+#include <stdint.h>
+
 #include <jansson.h>
 
 #include "error.h"
@@ -31,6 +33,11 @@ void qmp_stop (void);
  * everything is to end (it is never read).
  */
 int qmp_stop_fd (void);
+
+/* The client whose command this thread runs: a number that no other ever has,
+ * and not 0.
+ */
+uint64_t qmp_client (void);
 
 /* Tell every client.  'data' is borrowed, NULL: none.  Any thread; never
  * blocks: a client that does not read loses its oldest events.
