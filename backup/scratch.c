@@ -13,6 +13,7 @@
 #include <unistd.h>
 
 #include "cleanup.h"
+#include "fullio.h"
 #include "scratch.h"
 
 struct scratch {
@@ -127,44 +128,14 @@ scratch_give_back (struct scratch *s, uint32_t slot)
 int
 scratch_write (struct scratch *s, uint32_t slot, const void *buf, size_t len)
 {
-  uint64_t offset = (uint64_t) slot * s->slot_size;
-
-  while (len > 0) {
-    ssize_t n = pwrite (s->fd, buf, len, offset);
-
-    if (n == -1 && errno == EINTR)
-      continue;
-    if (n <= 0) {
-      errno = n == 0 ? ENOSPC : errno;
-      return -1;
-    }
-    buf = (const char *) buf + n;
-    len -= n;
-    offset += n;
-  }
-  return 0;
+  return full_pwrite (s->fd, buf, len, (uint64_t) slot * s->slot_size);
 }
 
 int
 scratch_read (struct scratch *s, uint32_t slot, uint32_t skip, void *buf,
               size_t len)
 {
-  uint64_t offset = (uint64_t) slot * s->slot_size + skip;
-
-  while (len > 0) {
-    ssize_t n = pread (s->fd, buf, len, offset);
-
-    if (n == -1 && errno == EINTR)
-      continue;
-    if (n <= 0) {
-      errno = n == 0 ? EIO : errno;
-      return -1;
-    }
-    buf = (char *) buf + n;
-    len -= n;
-    offset += n;
-  }
-  return 0;
+  return full_pread (s->fd, buf, len, (uint64_t) slot * s->slot_size + skip);
 }
 
 void

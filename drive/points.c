@@ -11,6 +11,7 @@
 #include <unistd.h>
 
 #include "cleanup.h"
+#include "fullio.h"
 #include "points.h"
 
 /* Names and little else; more is not ours. */
@@ -27,13 +28,10 @@ file_path (const char *state_dir, const char *suffix)
 }
 
 static int
-sync_dir (const char *dir, struct error *err)
+sync_points (const char *path, struct error *err)
 {
-  CLEANUP_CLOSE int fd = open (dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-
-  if (fd == -1 || fsync (fd) == -1)
-    return error_set (err, errno, "sync %s: %m", dir);
-  return 0;
+  return sync_directory_of (path) == 0 ? 0
+    : error_set (err, errno, "sync the directory of %s: %m", path);
 }
 
 /* ---- writing ---- */
@@ -69,14 +67,14 @@ write_file (const char *state_dir, const json_t *points, struct error *err)
   if (json_object_size (points) == 0) {
     if (unlink (path) == -1 && errno != ENOENT)
       return error_set (err, errno, "remove %s: %m", path);
-    return sync_dir (state_dir, err);
+    return sync_points (path, err);
   }
   fd = open (tmp, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
   if (fd == -1 ||
       json_dumpfd (points, fd, JSON_INDENT (1) | JSON_SORT_KEYS) == -1 ||
       fsync (fd) == -1 || rename (tmp, path) == -1)
     return error_set (err, errno, "write %s: %m", path);
-  return sync_dir (state_dir, err);
+  return sync_points (path, err);
 }
 
 int
@@ -158,7 +156,7 @@ read_file (const char *state_dir)
   off_t size = fd == -1 ? -1 : lseek (fd, 0, SEEK_END);
 
   if (size < 0 || size > MAX_BYTES || (text = malloc (size + 1)) == NULL ||
-      pread (fd, text, size, 0) != size)
+      full_pread (fd, text, size, 0) != size)
     return NULL;
   return points_parse (text, size);
 }
