@@ -206,8 +206,6 @@ test_waits_for_one (void **state)
 /* A read that the write overtakes is done again: the disk is changed while it
  * is read.
  */
-static struct view *raced;
-
 static void
 test_overtaken (void **state)
 {
@@ -215,9 +213,9 @@ test_overtaken (void **state)
 
   for (int i = 0; i < 200; i++) {
     uint64_t at = i % 40 * GRANULE;
+    struct view *raced = BEGIN (d, i);
     struct job a;
 
-    raced = BEGIN (d, i);
     job_start (&a, write_in_thread, (void *) (uintptr_t) at);
     for (int k = 0; k < 5; k++) {
       assert_int_equal (view_pread (raced, buf, GRANULE, at, &err), 0);
@@ -226,6 +224,126 @@ test_overtaken (void **state)
     assert_int_equal (job_join (&a), 0);
     end_ok (raced, true);
   }
+}
+
+/* The same, at the worst moment: the write lands after the view has seen where
+ * the granule is, and before the disk is read.
+ */
+static const struct disk_ops *usual;
+static bool overtake;
+
+static int
+overtaken_pread (struct disk *disk, void *buf, size_t count, uint64_t offset)
+{
+  if (overtake) {
+    overtake = false;
+    write_at (offset, count);
+  }
+  return usual->pread (disk, buf, count, offset);
+}
+
+static int
+overtaken_extent (struct disk *disk, uint64_t offset, uint64_t end,
+                  struct extent *ext)
+{
+  if (overtake) {
+    overtake = false;
+    if (drive_trim (d, 3 * GRANULE, offset & -(uint64_t) GRANULE, 0) == -1)
+      return -1;
+  }
+  return usual->extent (disk, offset, end, ext);
+}
+
+static void
+test_overtaken_exactly (void **state)
+{
+  struct view *v = BEGIN (d, 1);
+  struct disk_ops ops = *d->disk->ops;
+  struct extent ext;
+  uint8_t buf[512];
+
+  usual = d->disk->ops;
+  ops.pread = overtaken_pread;
+  ops.extent = overtaken_extent;
+  d->disk->ops = &ops;
+  overtake = true;
+  assert_int_equal (view_pread (v, buf, sizeof buf, 5 * GRANULE, &err), 0);
+  assert_false (overtake);
+  assert_int_equal (buf[0], 6);
+  overtake = true;
+  assert_int_equal (view_extent (v, 8 * GRANULE, DISK_SIZE, &ext, &err), 0);
+  assert_false (overtake);
+  assert_int_equal (ext.type, EXTENT_DATA);
+  /* Or further on. */
+  overtake = true;
+  assert_int_equal (view_extent (v, 20 * GRANULE + 512, DISK_SIZE, &ext,
+                                 &err), 0);
+  assert_int_equal (ext.type, EXTENT_DATA);
+  d->disk->ops = usual;
+  check_old (v);
+  end_ok (v, true);
+}
+
+/* A write after the instant, and before it is known what is in the backup. */
+static int
+nothing_to_prepare (struct write_hook *h, const struct named_bitmap *nb,
+                    const struct point *parent, struct error *e)
+{
+  return 0;
+}
+
+static int64_t
+go_on (struct write_hook *h, uint64_t offset, uint64_t len, uint64_t waited)
+{
+  return HOOK_GO_ON;
+}
+
+static void
+write_in_between (struct write_hook *h)
+{
+  write_at (2 * GRANULE, 512);
+  write_at (7 * GRANULE, 512);
+}
+
+static void
+nothing_to_end (struct write_hook *h, const char *why)
+{
+}
+
+static void
+test_in_between (void **state)
+{
+  static const struct hook_ops ops = { nothing_to_prepare, go_on,
+                                       write_in_between, nothing_to_end };
+  struct write_hook early = { &ops };
+  struct bitmap_action a[2] = {
+    { .type = BITMAP_BACKUP_BEGIN, .target = { d, NULL }, .hook = &early },
+  };
+  struct view_options opt = { .drive = d, .id = id_of (2), .bitmap = "b",
+                              .needed = true };
+  struct view *v;
+  struct extent ext;
+
+  add_bitmap (d, "b", GRANULE, true, false);
+  end_ok (BEGIN (d, 1, .bitmap = "b", .full = true), true);
+  write_at (2 * GRANULE, 512);
+  assert_non_null (v = views_begin (&opt, &a[1], &err));
+  view_ref (v);
+  assert_int_equal (bitmap_transaction (a, 2, &err), 0);
+  views_settle (v);
+  /* What was dirty at the instant, and no more. */
+  assert_int_equal (view_extent (v, 0, DISK_SIZE, &ext, &err), 0);
+  assert_int_equal (ext.end, 2 * GRANULE);
+  assert_int_equal (view_extent (v, ext.end, DISK_SIZE, &ext, &err), 0);
+  assert_int_not_equal (ext.type, EXTENT_HOLE);
+  assert_int_equal (ext.end, 3 * GRANULE);
+  assert_int_equal (view_extent (v, ext.end, DISK_SIZE, &ext, &err), 0);
+  assert_int_equal (ext.end, DISK_SIZE);
+  end_ok (v, true);
+  a[0].type = BITMAP_BACKUP_END;
+  assert_int_equal (bitmap_transaction (a, 1, &err), 0);
+  assert_null (d->hooks ? d->hooks->hook[0] : NULL);
+  assert_int_equal (bitmap_count_bits (bits_of (d, "b")), 2);
 }
 
 /* ---- limits and errors ---- */
@@ -565,7 +683,8 @@ main (void)
   static const struct CMUnitTest tests[] = {
     T (test_copied_once),   T (test_zeros),
     T (test_several),       T (test_waits_for_one),
-    T (test_overtaken),     T (test_limit_fail),
+    T (test_overtaken),     T (test_overtaken_exactly),
+    T (test_in_between),    T (test_limit_fail),
     T (test_limit_slow),    T (test_scratch_error),
     T (test_needed),        T (test_large_granules),
     T (test_points),        T (test_busy),
