@@ -321,6 +321,7 @@ test_in_between (void **state)
   };
   struct view_options opt = { .drive = d, .id = id_of (2), .bitmap = "b",
                               .needed = true };
+  uint8_t buf[GRANULE];
   struct view *v;
   struct extent ext;
 
@@ -339,6 +340,8 @@ test_in_between (void **state)
   assert_int_equal (ext.end, 3 * GRANULE);
   assert_int_equal (view_extent (v, ext.end, DISK_SIZE, &ext, &err), 0);
   assert_int_equal (ext.end, DISK_SIZE);
+  assert_int_equal (view_pread (v, buf, GRANULE, 2 * GRANULE, &err), 0);
+  assert_int_equal (buf[GRANULE - 1], 3);
   end_ok (v, true);
   a[0].type = BITMAP_BACKUP_END;
   assert_int_equal (bitmap_transaction (a, 1, &err), 0);
