@@ -49,7 +49,7 @@ gate_init (struct gate *g)
   pthread_mutex_init (&g->lock, NULL);
   clock_cond_init (&g->opened);
   pthread_cond_init (&g->drained, NULL);
-  g->taken = g->synchronizing = g->stopped = false;
+  g->taken = g->synchronizing = g->stopped = g->hold = false;
   g->shut_at = g->longest = 0;
 }
 
@@ -190,8 +190,9 @@ gate_open (struct gate *g)
 
   pthread_mutex_lock (&g->lock);
   ns = now_ns () - g->shut_at;
-  if (ns > g->longest)
+  if (ns > g->longest && !g->hold)
     g->longest = ns;
+  g->hold = false;
   g->taken = false;
   if (!g->stopped)
     atomic_store (&g->shut, false);
@@ -223,6 +224,14 @@ gate_delay (struct gate *g, uint64_t ns)
   pthread_mutex_lock (&g->lock);
   while (r == 0 && !g->stopped)
     r = pthread_cond_timedwait (&g->opened, &g->lock, &ts);
+  pthread_mutex_unlock (&g->lock);
+}
+
+void
+gate_is_hold (struct gate *g)
+{
+  pthread_mutex_lock (&g->lock);
+  g->hold = true;
   pthread_mutex_unlock (&g->lock);
 }
 

@@ -37,6 +37,7 @@ struct gate {
   bool stopped;           /* for good: everybody is turned away */
   uint64_t shut_at;       /* ns, CLOCK_MONOTONIC */
   uint64_t longest;       /* ns, the longest time that the door was shut */
+  bool hold;              /* it is shut for a handover: does not count */
 };
 
 void gate_init (struct gate *g);
@@ -69,6 +70,9 @@ void gate_stop (struct gate *g);
  * the gate is stopped.
  */
 void gate_delay (struct gate *g, uint64_t ns);
+
+/* It is shut now for a handover, whose time is not to count in gate_longest. */
+void gate_is_hold (struct gate *g);
 
 uint64_t gate_longest (struct gate *g);
 void gate_reset_longest (struct gate *g);

@@ -15,12 +15,26 @@
 #include "cleanup.h"
 #include "clock.h"
 #include "engine.h"
+#include "pacer.h"
+
+/* A packet holds at least one chunk. */
+#define MIN_ROOM 4096
+
+/* Bytes that say how fast the link is. */
+#define RATE_SAMPLE (8 << 20)
 
 struct channel {
   struct engine *engine;
   struct client *client; /* the thread's own */
   unsigned number;       /* from 1; 0 is the control channel */
   pthread_t thread;
+};
+
+/* Full buffers of one kind, in a ring, and how many are on the wire. */
+struct queue {
+  struct buffer **ring;
+  unsigned first, nr;
+  unsigned in_flight;
 };
 
 struct engine {
@@ -30,19 +44,25 @@ struct engine {
   struct buffer *buffers;    /* all of them; the vector is read-only */
   unsigned nr_buffers;
 
+  struct pacer pacer; /* has its own lock */
+
   pthread_mutex_t lock; /* protects what follows */
   pthread_cond_t can_fill; /* a buffer is empty, or it failed */
   pthread_cond_t can_send; /* a buffer is full, or it failed, or ends */
   pthread_cond_t drained;  /* nothing is under way, or it failed */
-  pthread_cond_t paced;    /* the limit changed, or it failed */
-  struct buffer **empty, **full; /* stack; ring */
-  unsigned nr_empty, nr_full, first_full;
-  unsigned in_flight;
+  struct buffer **empty;   /* stack */
+  unsigned nr_empty;
+  struct queue ordinary, urgent;
+  unsigned urgent_wanted; /* who waits for an empty buffer for such */
+  bool urgent_last;       /* the last one that was sent was urgent */
   uint64_t next_number;
-  uint64_t bandwidth; /* bytes a second, 0: no limit */
-  unsigned limits;    /* how often it was changed */
+  uint64_t rtt;            /* ns; 0: not known */
+  struct engine_work work; /* since the start, but for what goes on now */
+  struct engine_work seen; /* when the rate was measured last */
+  uint64_t rate;           /* bytes a second, then; 0: not known */
+  unsigned on_wire;        /* packets */
+  uint64_t busy_since;     /* ns, while on_wire > 0 */
   uint64_t deadline;  /* ns, of what is sent from now on; 0: none */
-  uint64_t next_send; /* ns: when the limit allows the next packet */
   bool ending;        /* no more will be put */
   bool failed;
   struct error error;
@@ -61,7 +81,7 @@ fail_locked (struct engine *e, const struct error *why)
   pthread_cond_broadcast (&e->can_fill);
   pthread_cond_broadcast (&e->can_send);
   pthread_cond_broadcast (&e->drained);
-  pthread_cond_broadcast (&e->paced);
+  pacer_stop (&e->pacer);
 }
 
 void
@@ -160,70 +180,107 @@ send_packet (struct client *c, uint8_t *packet, const struct packet_header *h,
   return refused (c, errno, err);
 }
 
-/* Each packet reserves the time that it takes at the limit, and waits until
- * its turn has come; when the limit changes, it reserves again.  Who was idle
- * has no credit.  Returns the deadline.
- */
+/* NBD's own header of a write */
+#define NBD_HEADER 28
+
+/* Wait until the packet may go; returns the deadline. */
 static uint64_t
-wait_turn (struct engine *e, size_t len)
+begin_sending (struct engine *e, size_t len)
+{
+  pacer_wait (&e->pacer, len + NBD_HEADER);
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&e->lock);
+  if (e->on_wire++ == 0) {
+    e->busy_since = now_ns ();
+    e->work.periods++;
+  }
+  return e->deadline;
+}
+
+static void
+count_busy (struct engine *e, struct engine_work *w)
+{
+  *w = e->work;
+  if (e->on_wire > 0)
+    w->busy_ns += now_ns () - e->busy_since;
+}
+
+/* It was acknowledged. */
+static void
+end_sending (struct engine *e, size_t len)
 {
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&e->lock);
-  struct timespec until;
-  unsigned limits;
-  uint64_t now;
-  int r;
+  struct engine_work w;
 
-  do {
-    now = now_ns ();
-    limits = e->limits;
-    if (e->next_send < now)
-      e->next_send = now;
-    clock_in (&until, e->next_send - now);
-    if (e->bandwidth > 0)
-      e->next_send += len * NS_PER_S / e->bandwidth;
-    r = 0;
-    while (r == 0 && !e->failed && limits == e->limits)
-      r = pthread_cond_timedwait (&e->paced, &e->lock, &until);
-  } while (!e->failed && limits != e->limits);
-  return e->deadline;
+  e->work.bytes += len + NBD_HEADER;
+  if (--e->on_wire == 0)
+    e->work.busy_ns += now_ns () - e->busy_since;
+  if (e->work.bytes - e->seen.bytes < RATE_SAMPLE)
+    return;
+  count_busy (e, &w);
+  e->rate = (double) (w.bytes - e->seen.bytes) * NS_PER_S /
+            (w.busy_ns - e->seen.busy_ns + 1);
+  e->seen = w;
 }
 
 static int
 send_buffer (struct channel *ch, struct buffer *b)
 {
   struct engine *e = ch->engine;
+  size_t len = PACKET_HEADER + (size_t) b->h.body_size + b->h.payload_size;
   struct error err;
 
   b->h.session = e->opt.session;
   b->h.epoch = e->opt.epoch;
   b->h.channel = ch->number;
-  client_set_deadline (ch->client,
-                       wait_turn (e, PACKET_HEADER + b->h.body_size +
-                                       b->h.payload_size));
+  client_set_deadline (ch->client, begin_sending (e, len));
   if (send_packet (ch->client,
                    b->payload - b->h.body_size - PACKET_HEADER, &b->h,
-                   b->payload, &err) == 0)
+                   b->payload, &err) == 0) {
+    end_sending (e, len);
     return 0;
+  }
   error_prefix (&err, "channel %u", ch->number);
   engine_fail (e, &err);
   return -1;
 }
 
 static struct buffer *
+take_full (struct engine *e)
+{
+  bool urgent = e->urgent.nr > 0 &&
+                (e->ordinary.nr == 0 || !e->urgent_last);
+  struct queue *q = urgent ? &e->urgent : &e->ordinary;
+  struct buffer *b = q->ring[q->first];
+
+  e->urgent_last = urgent;
+  q->first = (q->first + 1) % e->nr_buffers;
+  q->nr--;
+  q->in_flight++;
+  return b;
+}
+
+static struct buffer *
 next_full (struct engine *e)
 {
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&e->lock);
-  struct buffer *b;
 
-  while (e->nr_full == 0 && !e->failed && !e->ending)
+  while (e->ordinary.nr + e->urgent.nr == 0 && !e->failed && !e->ending)
     pthread_cond_wait (&e->can_send, &e->lock);
-  if (e->failed || e->nr_full == 0)
+  if (e->failed || e->ordinary.nr + e->urgent.nr == 0)
     return NULL;
-  b = e->full[e->first_full];
-  e->first_full = (e->first_full + 1) % e->nr_buffers;
-  e->nr_full--;
-  e->in_flight++;
-  return b;
+  return take_full (e);
+}
+
+static struct queue *
+queue_of (struct engine *e, const struct buffer *b)
+{
+  return b->urgent ? &e->urgent : &e->ordinary;
+}
+
+static bool
+is_idle (const struct queue *q)
+{
+  return q->nr == 0 && q->in_flight == 0;
 }
 
 /* Lock held. */
@@ -231,8 +288,11 @@ static void
 put_empty (struct engine *e, struct buffer *b)
 {
   e->empty[e->nr_empty++] = b;
-  pthread_cond_signal (&e->can_fill);
-  if (e->nr_full == 0 && e->in_flight == 0)
+  if (e->urgent_wanted > 0) /* not everybody who waits may have it */
+    pthread_cond_broadcast (&e->can_fill);
+  else
+    pthread_cond_signal (&e->can_fill);
+  if (is_idle (queue_of (e, b)))
     pthread_cond_broadcast (&e->drained);
 }
 
@@ -249,7 +309,7 @@ channel_thread (void *arg)
     if (r == 0)
       e->opt.acked (e->opt.opaque, b);
     pthread_mutex_lock (&e->lock);
-    e->in_flight--;
+    queue_of (e, b)->in_flight--;
     put_empty (e, b);
     pthread_mutex_unlock (&e->lock);
   }
@@ -258,33 +318,71 @@ channel_thread (void *arg)
 
 /* ---- what producers use ---- */
 
-struct buffer *
-engine_get (struct engine *e)
+/* Without a limit, what fills the link, with one packet on each channel: while
+ * one is being answered the others must keep it busy.  Lock held.
+ */
+static size_t
+choose_room (struct engine *e)
 {
-  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&e->lock);
-  struct buffer *b;
+  unsigned others = e->opt.channels > 1 ? e->opt.channels - 1 : 1;
+  double fills = (double) e->rate * e->rtt / NS_PER_S * 3 / 2 / others;
+  size_t room = ENGINE_PAYLOAD;
+  size_t piece = pacer_piece (&e->pacer, e->rtt, e->opt.channels);
 
-  while (e->nr_empty == 0 && !e->failed)
-    pthread_cond_wait (&e->can_fill, &e->lock);
-  if (e->failed)
-    return NULL;
-  b = e->empty[--e->nr_empty];
+  if (fills > room)
+    room = fills < ENGINE_PAYLOAD_MAX ? fills : ENGINE_PAYLOAD_MAX;
+  if (room > piece)
+    room = piece;
+  return room < MIN_ROOM ? MIN_ROOM : room & ~(size_t) (MIN_ROOM - 1);
+}
+
+/* Lock held. */
+static struct buffer *
+take_empty (struct engine *e, bool urgent)
+{
+  struct buffer *b = e->empty[--e->nr_empty];
+
   memset (&b->h, 0, sizeof b->h);
   b->h.type = PACKET_DATA;
   b->h.number = e->next_number++;
   b->covers.nr = 0;
   b->zero_bytes = b->section_bytes = 0;
   b->cargo = NULL;
+  b->urgent = urgent;
+  b->room = choose_room (e);
   return b;
+}
+
+struct buffer *
+engine_get (struct engine *e)
+{
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&e->lock);
+
+  while (e->nr_empty <= e->urgent_wanted && !e->failed)
+    pthread_cond_wait (&e->can_fill, &e->lock);
+  return e->failed ? NULL : take_empty (e, false);
+}
+
+struct buffer *
+engine_get_urgent (struct engine *e)
+{
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&e->lock);
+
+  e->urgent_wanted++;
+  while (e->nr_empty == 0 && !e->failed)
+    pthread_cond_wait (&e->can_fill, &e->lock);
+  e->urgent_wanted--;
+  return e->failed ? NULL : take_empty (e, true);
 }
 
 void
 engine_put (struct engine *e, struct buffer *b)
 {
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&e->lock);
+  struct queue *q = queue_of (e, b);
 
-  e->full[(e->first_full + e->nr_full) % e->nr_buffers] = b;
-  e->nr_full++;
+  q->ring[(q->first + q->nr) % e->nr_buffers] = b;
+  q->nr++;
   pthread_cond_signal (&e->can_send);
 }
 
@@ -296,18 +394,31 @@ engine_return (struct engine *e, struct buffer *b)
   put_empty (e, b);
 }
 
-int
-engine_drain (struct engine *e, struct error *err)
+static int
+drain (struct engine *e, bool all, struct error *err)
 {
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&e->lock);
 
-  while (!e->failed && (e->nr_full > 0 || e->in_flight > 0))
+  while (!e->failed &&
+         !(is_idle (&e->ordinary) && (!all || is_idle (&e->urgent))))
     pthread_cond_wait (&e->drained, &e->lock);
   if (!e->failed)
     return 0;
   if (err)
     *err = e->error;
   return -1;
+}
+
+int
+engine_drain (struct engine *e, struct error *err)
+{
+  return drain (e, true, err);
+}
+
+int
+engine_drain_ordinary (struct engine *e, struct error *err)
+{
+  return drain (e, false, err);
 }
 
 void
@@ -321,12 +432,40 @@ engine_set_deadline (struct engine *e, uint64_t deadline)
 void
 engine_set_bandwidth (struct engine *e, uint64_t bytes_s)
 {
+  pacer_set_rate (&e->pacer, bytes_s);
+}
+
+void
+engine_lend (struct engine *e, uint64_t bytes)
+{
+  pacer_lend (&e->pacer, bytes);
+}
+
+void
+engine_work (struct engine *e, struct engine_work *work)
+{
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&e->lock);
 
-  e->bandwidth = bytes_s;
-  e->next_send = 0;
-  e->limits++;
-  pthread_cond_broadcast (&e->paced);
+  count_busy (e, work);
+}
+
+void
+engine_set_round_trip (struct engine *e, uint64_t rtt)
+{
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&e->lock);
+
+  e->rtt = rtt;
+}
+
+int64_t
+engine_round_trip (struct client *c)
+{
+  uint64_t began = now_ns ();
+  char byte;
+
+  if (client_pread (c, &byte, 1, PACKET_STATUS) == -1)
+    return -1;
+  return now_ns () - began;
 }
 
 /* ---- starting and ending ---- */
@@ -334,7 +473,7 @@ engine_set_bandwidth (struct engine *e, uint64_t bytes_s)
 static size_t
 buffer_bytes (const struct buffer *b)
 {
-  return b->head + ENGINE_PAYLOAD;
+  return b->head + ENGINE_PAYLOAD_MAX;
 }
 
 static int
@@ -347,8 +486,9 @@ make_buffers (struct engine *e, struct error *err)
   e->nr_buffers = e->opt.producers + e->opt.channels;
   e->buffers = calloc (e->nr_buffers, sizeof e->buffers[0]);
   e->empty = calloc (e->nr_buffers, sizeof e->empty[0]);
-  e->full = calloc (e->nr_buffers, sizeof e->full[0]);
-  if (!e->buffers || !e->empty || !e->full)
+  e->ordinary.ring = calloc (e->nr_buffers, sizeof e->empty[0]);
+  e->urgent.ring = calloc (e->nr_buffers, sizeof e->empty[0]);
+  if (!e->buffers || !e->empty || !e->ordinary.ring || !e->urgent.ring)
     return error_set (err, ENOMEM, "%m");
   for (unsigned i = 0; i < e->nr_buffers; i++) {
     struct buffer *b = &e->buffers[i];
@@ -385,7 +525,7 @@ engine_start (const struct engine_options *opt, struct client **clients,
   pthread_cond_init (&e->can_fill, NULL);
   pthread_cond_init (&e->can_send, NULL);
   pthread_cond_init (&e->drained, NULL);
-  clock_cond_init (&e->paced);
+  pacer_init (&e->pacer);
   e->channels = calloc (opt->channels, sizeof e->channels[0]);
   if (e->channels == NULL) {
     error_set (err, ENOMEM, "%m");
@@ -440,10 +580,11 @@ engine_free (struct engine *e)
   pthread_cond_destroy (&e->can_fill);
   pthread_cond_destroy (&e->can_send);
   pthread_cond_destroy (&e->drained);
-  pthread_cond_destroy (&e->paced);
+  pacer_destroy (&e->pacer);
   free (e->channels);
   free (e->buffers);
   free (e->empty);
-  free (e->full);
+  free (e->ordinary.ring);
+  free (e->urgent.ring);
   free (e);
 }

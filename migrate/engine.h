@@ -10,6 +10,14 @@
  *
  *           get              put             send, acknowledged
  *   empty ------> producer ------> full ------> channel ------> empty
+ *
+ * A packet for which somebody waits (a mirrored write) is urgent: it goes
+ * before the others, but never two of them before one of those, so that the
+ * others get on as well, whatever comes.
+ *
+ * How much a producer should put into a packet depends on the limit of the
+ * bandwidth (pacer.h) and on the link: one packet is under way on each
+ * channel, so they must be large where round trips are long.
  */
 #ifndef FERRY_ENGINE_H
 #define FERRY_ENGINE_H
@@ -18,7 +26,8 @@
 #include "outgoing.h"
 #include "packet.h"
 
-#define ENGINE_PAYLOAD (1 << 20) /* bytes of block data in a packet */
+#define ENGINE_PAYLOAD     (1 << 20) /* bytes of block data in a packet */
+#define ENGINE_PAYLOAD_MAX (8 << 20) /* where round trips are long */
 
 struct range_list {
   struct range *v;
@@ -31,11 +40,14 @@ struct range_list {
 struct buffer {
   uint8_t *mem;
   size_t head;            /* bytes before the payload */
-  uint8_t *payload;       /* mem + head; ENGINE_PAYLOAD bytes */
+  uint8_t *payload;       /* mem + head; ENGINE_PAYLOAD_MAX bytes */
+  size_t room;            /* how many of them should be used now */
   struct packet_header h; /* the channel adds its number, and seals */
   void *cargo;            /* the producer's: what it has to do with */
   struct range_list covers; /* the producer's: of the disk */
   uint64_t zero_bytes;    /* sent as extents */
+  uint64_t sequence;      /* the producer's: when it was filled */
+  bool urgent;            /* the engine's */
   uint64_t section_bytes;
 };
 
@@ -62,13 +74,19 @@ struct engine *engine_start (const struct engine_options *opt,
  */
 void engine_free (struct engine *e);
 
-/* An empty buffer, or NULL once it has failed. */
+/* An empty buffer, or NULL once it has failed.  An urgent one is put in front
+ * of the others.
+ */
 struct buffer *engine_get (struct engine *e);
+struct buffer *engine_get_urgent (struct engine *e);
 void engine_put (struct engine *e, struct buffer *b);    /* to be sent */
 void engine_return (struct engine *e, struct buffer *b); /* was not filled */
 
-/* Wait until all that was put is acknowledged: 0, or -1 with the error. */
+/* Wait until all that was put is acknowledged, or all but what is urgent: 0,
+ * or -1 with the error.
+ */
 int engine_drain (struct engine *e, struct error *err);
+int engine_drain_ordinary (struct engine *e, struct error *err);
 
 /* Record an error (the first counts) and stop everything. */
 void engine_fail (struct engine *e, const struct error *why);
@@ -79,8 +97,27 @@ bool engine_failed (struct engine *e, struct error *err);
  */
 void engine_set_deadline (struct engine *e, uint64_t deadline);
 
-/* Bytes a second, 0: no limit. */
+/* Bytes a second, 0: no limit.  At once. */
 void engine_set_bandwidth (struct engine *e, uint64_t bytes_s);
+
+/* So many bytes go without waiting for their turn. */
+void engine_lend (struct engine *e, uint64_t bytes);
+
+/* What has been acknowledged so far: bytes on the wire, for how long anything
+ * was under way (ns; waiting for a turn does not count), and how often that
+ * began.
+ */
+struct engine_work {
+  uint64_t bytes, busy_ns, periods;
+};
+
+void engine_work (struct engine *e, struct engine_work *work);
+
+/* The link's round trip, ns. */
+void engine_set_round_trip (struct engine *e, uint64_t rtt);
+
+/* How long a round trip takes that does nothing, in ns; -1 with errno. */
+int64_t engine_round_trip (struct client *c);
 
 /* Is that a destination of ours, and of our version?  To be asked once of each
  * new connection, before the first packet: another server might take any

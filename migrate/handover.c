@@ -29,6 +29,11 @@
 #include "outgoing-impl.h"
 #include "pool.h"
 
+/* Percent of a second's limit that need not wait for their turn in the hold:
+ * somebody waits.
+ */
+#define HOLD_LOAN 3
+
 #define BACKOFF_MIN (50 * NS_PER_MS)
 #define BACKOFF_MAX (5 * NS_PER_S)
 
@@ -80,15 +85,15 @@ static int
 send_rest (struct outgoing *o, struct error *err)
 {
   json_auto_t *body = NULL;
-  uint64_t deadline = now_ns () + HOLD_EXTRA_MS * NS_PER_MS;
+  uint64_t deadline = now_ns () + HOLD_EXTRA_MS * NS_PER_MS, loan;
 
   pthread_mutex_lock (&o->lock);
   deadline += o->params.downtime_limit * NS_PER_MS;
+  loan = o->params.max_bandwidth / 100 * HOLD_LOAN;
   pthread_mutex_unlock (&o->lock);
   client_set_deadline (o->control, deadline);
   engine_set_deadline (o->engine, deadline);
-  /* It is little, and somebody waits: no packet waits for its turn. */
-  engine_set_bandwidth (o->engine, 0);
+  engine_lend (o->engine, loan);
   if (outgoing_sync_bitmaps (o, err) == -1)
     return -1;
   /* One round is enough, unless a chunk did not fit into its packet. */
@@ -100,6 +105,7 @@ send_rest (struct outgoing *o, struct error *err)
   body = prepare_body (o);
   if (body == NULL)
     return error_set (err, ENOMEM, "%m");
+  hold_has_sent (o);
   if (send_control (o->control, &o->h, PACKET_PREPARE, body, err) == -1)
     return error_prefix (err, "prepare the handover");
   return 0;
@@ -430,14 +436,17 @@ outgoing_handover (struct outgoing *o, struct error *err)
   outgoing_set_status (o, MIGRATE_DEVICE);
   drives_lock (o->drives, o->nr);
   drives_close (o->drives, o->nr, false);
+  hold_begins (o);
   r = hand_over_held (o, err);
   drives_unlock (o->drives, o->nr);
   if (r == -1) {
     drives_open (o->drives, o->nr, false);
+    hold_ends (o);
     return -1;
   }
   r = finish (o);
   held = drives_open (o->drives, o->nr, true);
+  hold_ends (o);
   if (r == -1)
     return error_set (err, ESHUTDOWN, "the server ends before the handover "
                       "was acknowledged; it goes on at the next start");

@@ -27,6 +27,15 @@
 /* Each try of COMMIT. */
 #define COMMIT_TIMEOUT_MS 5000
 
+/* What the hold is made of (hold.c); ns, 0: not known. */
+struct outgoing_cost {
+  uint64_t rtt;               /* the shortest round trip */
+  uint64_t connect;           /* of one connection */
+  uint64_t flush, best_flush; /* of the destination: the last, the shortest */
+  uint64_t seen;              /* the fixed time of a hold, once there was one */
+  struct engine_work work;    /* when the rate was measured last */
+};
+
 struct outgoing {
   /* Read-only once the threads run. */
   struct drive **drives;       /* sorted, as drives_lock wants them */
@@ -64,7 +73,9 @@ struct outgoing {
   pthread_t producer[MAX_PRODUCERS];
   uint64_t sample_ns, sample_bytes; /* when the rate was measured last */
   uint64_t wire_bytes, normal_bytes, zero_bytes, bitmap_bytes;
-  uint64_t bandwidth;   /* bytes a second of block data, as measured; 0: not */
+  uint64_t bandwidth;   /* bytes a second on the wire, as measured; 0: not */
+  struct outgoing_cost cost; /* written by the migration thread alone */
+  uint64_t hold_began, hold_sent; /* ns: the gates were shut, all was sent */
 };
 
 /* ---- outgoing-info.c ---- */
@@ -96,6 +107,31 @@ void outgoing_set_delay (struct outgoing *o, uint64_t ns);
 
 /* The bitmaps that changed without a write, of all disks. */
 int outgoing_sync_bitmaps (struct outgoing *o, struct error *err);
+
+/* ---- hold.c ---- */
+
+/* The control channel was opened in that time, handshake and all, ns. */
+void hold_connected (struct outgoing *o, uint64_t ns);
+
+/* Between rounds: find out how fast the link is. */
+int hold_measure_link (struct outgoing *o, struct error *err);
+
+/* Have the destination write what it has cached, until a flush is short. */
+int hold_flush (struct outgoing *o, struct error *err);
+
+/* How long the hold lasts beside sending what is left, ns; bytes a second of
+ * that.  Lock held.
+ */
+uint64_t hold_fixed_cost (const struct outgoing *o);
+uint64_t hold_rate (const struct outgoing *o);
+
+/* Can that much be sent within the downtime limit? */
+bool hold_is_short (struct outgoing *o, uint64_t dirty);
+
+/* The gates have been shut; all has been sent; requests go on. */
+void hold_begins (struct outgoing *o);
+void hold_has_sent (struct outgoing *o);
+void hold_ends (struct outgoing *o);
 
 /* ---- handover.c ---- */
 

@@ -59,8 +59,11 @@ fill_info (struct outgoing *o, struct migrate_info *info)
   }
   if (o->info.status == MIGRATE_ACTIVE || o->info.status == MIGRATE_DEVICE)
     info->expected_downtime_ms =
-      info->remaining * 1000 /
-      (o->bandwidth ? o->bandwidth : OUTGOING_ASSUMED_BANDWIDTH);
+      (double) info->remaining * 1000 / hold_rate (o) +
+      hold_fixed_cost (o) / NS_PER_MS;
+  info->handover_cost_us = hold_fixed_cost (o) / 1000;
+  info->round_trip_us = o->cost.rtt / 1000;
+  info->last_flush_us = o->cost.flush / 1000;
 }
 
 void

@@ -141,12 +141,16 @@ start_producers (struct outgoing *o, struct error *err)
 static int
 setup (struct outgoing *o, struct error *err)
 {
+  uint64_t began = now_ns ();
+
   o->control = open_channel (o, 0, &o->cancel, CONNECT_TIMEOUT_MS, err);
   if (o->control == NULL)
     return -1;
+  hold_connected (o, now_ns () - began);
   o->h = (struct packet_header){ .session = o->session, .epoch = o->epoch };
   /* The bitmaps are announced, and may be refused, before data moves. */
-  if (outgoing_sync_bitmaps (o, err) == -1 || start_engine (o, err) == -1)
+  if (outgoing_sync_bitmaps (o, err) == -1 ||
+      start_engine (o, err) == -1 || hold_measure_link (o, err) == -1)
     return -1;
   for (size_t i = 0; i < o->nr; i++)
     if (drive_set_ship (o->shipments[i].drive, o->shipments[i].ship, err) ==
@@ -389,9 +393,7 @@ outgoing_set_params (struct outgoing *o, const struct migrate_params *params)
   /* Channels and compression are those of the start. */
   o->params.max_bandwidth = params->max_bandwidth;
   o->params.downtime_limit = params->downtime_limit;
-  o->bandwidth = 0; /* measured under the old limit */
-  /* In the hold there is no limit, see handover.c. */
-  if (o->running && o->info.status != MIGRATE_DEVICE)
+  if (o->running)
     engine_set_bandwidth (o->engine, params->max_bandwidth);
 }
 

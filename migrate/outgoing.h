@@ -60,7 +60,12 @@ struct migrate_info {
   unsigned round;         /* dirty-sync-count */
   uint64_t bitmap_bytes;  /* bitmap sections on the wire */
   uint64_t throttle_us;   /* by how much each write is slowed now */
-  uint64_t longest_hold_us; /* of any gate since it began */
+  uint64_t longest_hold_us; /* of any gate since it began, but the hold */
+  uint64_t hold_us;         /* the hold of a handover, the last one */
+  uint64_t handover_cost_us; /* of that, beside sending what was left; expected
+                                until there was one */
+  uint64_t round_trip_us;
+  uint64_t last_flush_us;   /* of the destination, round trip and all */
 };
 
 struct outgoing;

@@ -97,29 +97,16 @@ outgoing_acked (void *opaque, struct buffer *b)
 int
 outgoing_round (struct outgoing *o, struct error *err)
 {
-  uint64_t began = now_ns (), bytes, ns;
-
   for (size_t i = 0; i < o->nr; i++)
     shipment_rewind (&o->shipments[i]);
   pthread_mutex_lock (&o->lock);
-  bytes = o->wire_bytes;
   o->round++;
   o->producing = o->producers;
   pthread_cond_broadcast (&o->cond);
   while (o->producing > 0)
     pthread_cond_wait (&o->cond, &o->lock);
   pthread_mutex_unlock (&o->lock);
-  if (engine_drain (o->engine, err) == -1)
-    return -1;
-
-  pthread_mutex_lock (&o->lock);
-  bytes = o->wire_bytes - bytes;
-  ns = now_ns () - began + 1;
-  /* A short round says little about the link. */
-  if (bytes >= ENGINE_PAYLOAD || o->bandwidth == 0)
-    o->bandwidth = bytes * NS_PER_S / ns;
-  pthread_mutex_unlock (&o->lock);
-  return 0;
+  return engine_drain (o->engine, err);
 }
 
 int
@@ -158,7 +145,11 @@ outgoing_set_delay (struct outgoing *o, uint64_t ns)
                            memory_order_relaxed);
 }
 
-/* Each round should leave less than half of what the round before left. */
+/* How slow must writers be?  What one round leaves, the next one must send;
+ * so each should leave less than half of what the round before left, and at
+ * last what may be left.  Who is slowed more than that takes gets some of it
+ * back.
+ */
 static void
 slow_writers (struct outgoing *o, uint64_t dirty)
 {
@@ -172,19 +163,9 @@ slow_writers (struct outgoing *o, uint64_t dirty)
       delay *= dirty > o->dirty_before / 10 * 9 ? 8 : 3;
     outgoing_set_delay (o, delay < LAST_DELAY ? delay : LAST_DELAY);
   }
+  else if (delay > 0 && dirty < o->dirty_before / 5)
+    outgoing_set_delay (o, delay > FIRST_DELAY ? delay / 2 : 0);
   o->dirty_before = dirty;
-}
-
-/* Is what is left little enough to be sent within the downtime limit? */
-static bool
-small_enough (struct outgoing *o, uint64_t dirty)
-{
-  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&o->lock);
-  uint64_t rate = o->bandwidth ? o->bandwidth : OUTGOING_ASSUMED_BANDWIDTH;
-
-  if (o->params.max_bandwidth > 0 && o->params.max_bandwidth < rate)
-    rate = o->params.max_bandwidth;
-  return dirty <= rate / 1000 * o->params.downtime_limit;
 }
 
 /* Has some bitmap changed without a write?  It is not sent in the hold if that
@@ -208,14 +189,14 @@ outgoing_rounds (struct outgoing *o, struct error *err)
     if (outgoing_sync_bitmaps (o, err) == -1 || outgoing_round (o, err) == -1)
       return -1;
     /* What the destination has cached is written now, not in the hold. */
-    if (client_flush (o->control) == -1)
-      return error_set (err, errno, "flush the destination: %m");
+    if (hold_flush (o, err) == -1 || hold_measure_link (o, err) == -1)
+      return -1;
     dirty = outgoing_dirty (o);
     pthread_mutex_lock (&o->lock);
     o->info.dirty_rate = dirty * NS_PER_S / (now_ns () - began + 1);
     pthread_mutex_unlock (&o->lock);
     outgoing_tell (o);
-    if (small_enough (o, dirty) && !bitmaps_pending (o))
+    if (hold_is_short (o, dirty) && !bitmaps_pending (o))
       return 0;
     slow_writers (o, dirty);
   }

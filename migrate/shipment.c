@@ -212,7 +212,8 @@ put_back (struct shipment *s, uint64_t start, uint64_t end)
 struct filling {
   struct shipment *s;
   struct buffer *b;
-  size_t used;             /* of the payload */
+  size_t room;             /* of the payload */
+  size_t used;             /* of that */
   struct packet_extent *e; /* PACKET_MAX_EXTENTS of them */
   size_t nr;
   uint64_t scanned;        /* bytes that were read and found to be zeros */
@@ -334,7 +335,7 @@ add_run (struct filling *f, const struct range *run,
       at = ext.end;
       continue;
     }
-    n = ENGINE_PAYLOAD - f->used;
+    n = f->room - f->used;
     if (ext.end - at < n)
       n = ext.end - at;
     /* A piece of data ends at a chunk, unless it is the last of its run. */
@@ -380,10 +381,10 @@ fill_runs (struct filling *f, struct error *err)
   struct range run, data;
   int r = 0;
 
-  while (f->scanned < MAX_SCAN && ENGINE_PAYLOAD - f->used >= f->s->granule &&
-         f->nr + worst_extents (&(struct range){ 0, ENGINE_PAYLOAD }) <=
+  while (f->scanned < MAX_SCAN && f->room - f->used >= f->s->granule &&
+         f->nr + worst_extents (&(struct range){ 0, f->room }) <=
            PACKET_MAX_EXTENTS &&
-         (r = take_run (f->s, ENGINE_PAYLOAD - f->used, f->longest,
+         (r = take_run (f->s, f->room - f->used, f->longest,
                          &run, &data, err)) == 1) {
     uint64_t stop;
 
@@ -569,6 +570,8 @@ shipment_fill (struct shipment *s, struct buffer *b,
   CLEANUP_FREE struct packet_extent *extents =
     malloc (PACKET_MAX_EXTENTS * sizeof *extents);
   struct filling f = { .s = s, .b = b, .e = extents };
+
+  f.room = b->room > s->granule ? b->room : s->granule;
 
   if (extents == NULL)
     return error_set (err, ENOMEM, "%m");

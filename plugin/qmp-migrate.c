@@ -345,6 +345,19 @@ disk_info (const struct migrate_info *i)
 }
 
 static json_t *
+ferry_info (const struct migrate_info *i)
+{
+  return json_pack ("{s:I, s:I, s:I, s:I, s:I, s:I, s:I}",
+                    "bitmap-bytes", (json_int_t) i->bitmap_bytes,
+                    "throttle-us", (json_int_t) i->throttle_us,
+                    "longest-hold-us", (json_int_t) i->longest_hold_us,
+                    "hold-us", (json_int_t) i->hold_us,
+                    "handover-cost-us", (json_int_t) i->handover_cost_us,
+                    "round-trip-us", (json_int_t) i->round_trip_us,
+                    "last-flush-us", (json_int_t) i->last_flush_us);
+}
+
+static json_t *
 migration_info (const struct migrate_info *i)
 {
   bool completed = i->status == MIGRATE_COMPLETED;
@@ -352,17 +365,14 @@ migration_info (const struct migrate_info *i)
 
   if (i->status == MIGRATE_NONE)
     return json_object ();
-  info = json_pack ("{s:s, s:I, s:I, s:I, s:o, s:{s:I, s:I, s:I}}",
+  info = json_pack ("{s:s, s:I, s:I, s:I, s:o, s:o}",
                     "status", migrate_status_name (i->status),
                     "total-time", (json_int_t) i->total_ms,
                     "setup-time", (json_int_t) i->setup_ms,
                     completed ? "downtime" : "expected-downtime",
                     (json_int_t) (completed ? i->downtime_ms
                                   : i->expected_downtime_ms),
-                    "disk", disk_info (i), "x-ferry",
-                    "bitmap-bytes", (json_int_t) i->bitmap_bytes,
-                    "throttle-us", (json_int_t) i->throttle_us,
-                    "longest-hold-us", (json_int_t) i->longest_hold_us);
+                    "disk", disk_info (i), "x-ferry", ferry_info (i));
   if (i->status == MIGRATE_FAILED)
     json_object_set_new (info, "error-desc", qmp_string (i->error));
   return info;
