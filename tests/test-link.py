@@ -1,0 +1,87 @@
+#!/usr/bin/python3
+# nbdferry - migrations over long, narrow and unreliable links
+# SPDX-License-Identifier: BSD-3-Clause
+"""A link of 50 ms round trip, with the default parameters and a writer: it
+completes, and the fixed cost of the handover is shown.  Stalls, and channels
+of which one overtakes another: data and bitmaps are exact all the same."""
+
+from ferrytest import *
+from linktest import Link
+from migratetest import *
+
+requires("nbdkit", "qemu-img", "qemu-nbd")
+
+MiB = 1 << 20
+SIZE = 32 * MiB + 3 * 512
+
+
+class Move:
+    def __init__(self, **link):
+        Nbdkit.all.clear()
+        for f in os.listdir("."):
+            subprocess.run(["rm", "-rf", f], check=True)
+        self.pair = Pair({"vda": SIZE}, tcp=True)
+        for granularity in 512, 65536:
+            self.pair.add("vda", "g%d" % granularity, granularity)
+        self.link = Link(self.pair.dst.port, **link)
+        self.writer = LoggingWriter(self.pair.src.uri("vda"),
+                                    self.pair.models["vda"],
+                                    max_length=16384, pause=0.02)
+
+    def start(self, **params):
+        if params:
+            self.pair.qmp.command("migrate-set-parameters", **params)
+        self.pair.qmp.command("migrate", uri=self.link.uri("vda"))
+
+    def info(self):
+        return self.pair.qmp.command("query-migrate")
+
+    def end(self):
+        info = self.pair.wait("completed")
+        settle(self.writer, 3)
+        self.writer.stop()
+        assert self.writer.errors == 0, self.writer.last_error
+        self.pair.qmp.close()
+        self.pair.stop()
+        self.link.stop()
+        self.pair.check_disk("vda")
+        for granularity in 512, 65536:
+            self.pair.check_bitmap(
+                "vda", "g%d" % granularity,
+                granules(self.writer.touched, granularity, SIZE))
+        return info
+
+
+def long_link():
+    m = Move(delay=25, rate=100e6)
+    m.start()
+    info = m.end()
+    ferry = info["x-ferry"]
+    assert ferry["round-trip-us"] >= 50e3, info
+    # PREPARE and COMMIT are a round trip each.
+    assert ferry["handover-cost-us"] >= 100e3, info
+    assert ferry["last-flush-us"] >= 50e3, info
+    assert ferry["hold-us"] >= ferry["handover-cost-us"], info
+    print("50 ms: %d ms, %d rounds, downtime %d ms, of it %d ms fixed; "
+          "longest other hold %d us" % (
+              info["total-time"], info["disk"]["dirty-sync-count"],
+              info["downtime"], ferry["handover-cost-us"] / 1e3,
+              ferry["longest-hold-us"]))
+
+
+def unreliable_link():
+    m = Move(delay=2, jitter=60)
+    m.start(multifd_channels=6, max_bandwidth=16 * MiB)
+    for left in 0.8, 0.5, 0.3:
+        wait_for(lambda: m.info()["disk"]["remaining"] < left * SIZE or
+                 m.info()["status"] != "active", "the migration")
+        m.link.command("stall")
+        settle(m.writer, 10)
+        m.link.command("go")
+    m.pair.qmp.command("migrate-set-parameters", max_bandwidth=0)
+    info = m.end()
+    print("stalls and reordering: %d ms" % info["total-time"])
+
+
+long_link()
+unreliable_link()
