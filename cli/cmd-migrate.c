@@ -27,6 +27,7 @@ struct migrate_values {
   uint64_t max_bandwidth, downtime_limit;
   bool has_bandwidth, has_downtime;
   const char *compression;      /* or NULL */
+  const char *copy_mode;        /* the same */
   const char *bitmaps_to;       /* or NULL */
   const char *state;            /* or NULL */
   bool data_only, no_wait, json;
@@ -37,6 +38,7 @@ enum {
   OPT_MAX_BANDWIDTH,
   OPT_DOWNTIME_LIMIT,
   OPT_COMPRESSION,
+  OPT_COPY_MODE,
   OPT_NODE,
   OPT_NO_WAIT,
   OPT_JSON,
@@ -51,6 +53,7 @@ static const struct option options[] = {
   { "max-bandwidth", required_argument, NULL, OPT_MAX_BANDWIDTH },
   { "downtime-limit", required_argument, NULL, OPT_DOWNTIME_LIMIT },
   { "compression", required_argument, NULL, OPT_COMPRESSION },
+  { "copy-mode", required_argument, NULL, OPT_COPY_MODE },
   { "node", required_argument, NULL, OPT_NODE },
   { "no-wait", no_argument, NULL, OPT_NO_WAIT },
   { "json", no_argument, NULL, OPT_JSON },
@@ -106,6 +109,12 @@ migrate_option (const struct command *cmd, int c, const char *arg,
                           arg);
     v->compression = arg;
     break;
+  case OPT_COPY_MODE:
+    if (strcmp (arg, "background") != 0 && strcmp (arg, "write-blocking") != 0)
+      return usage_error (cmd, "--copy-mode: '%s' is not background or "
+                          "write-blocking", arg);
+    v->copy_mode = arg;
+    break;
   case OPT_NODE:
     if (v->nr_nodes == MAX_NODES)
       return usage_error (cmd, "--node: more than %d disks", MAX_NODES);
@@ -142,6 +151,8 @@ set_parameters (struct control *c, const struct migrate_values *v,
   if (v->compression)
     json_object_set_new (args, "multifd-compression",
                          json_string (v->compression));
+  if (v->copy_mode)
+    json_object_set_new (args, "copy-mode", json_string (v->copy_mode));
   any = json_object_size (args) > 0;
   if (any)
     result = control_command (c, "migrate-set-parameters", json_incref (args),
@@ -309,6 +320,8 @@ const struct command migrate_command = {
     "  --max-bandwidth RATE    bytes a second, like 500M or 2G; 0: no limit\n"
     "  --downtime-limit MS     how long requests may be held at the end\n"
     "  --compression METHOD    none, zlib or zstd\n"
+    "  --copy-mode MODE        background, or write-blocking: a write is at the\n"
+    "                          destination before it is acknowledged\n"
     "  --node NODE             only this disk; may be given several times\n"
     "  --data-only             URI is any NBD server: copy the data there, as\n"
     "                          of one instant; the disk stays here\n"

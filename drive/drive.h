@@ -85,6 +85,16 @@ struct marks {
   struct bitmap *map[];
 };
 
+/* Who wants to hear of each write that has landed, while a migration runs.
+ * 'written' is called without any gate, with a reference that it drops, and
+ * may wait for as long as the writer should.
+ */
+struct drive_mirror {
+  void (*written) (struct drive_mirror *m, uint64_t offset, uint64_t len);
+  atomic_bool on;    /* call it */
+  atomic_uint users; /* references; taken inside the gate */
+};
+
 /* What persistent bitmaps survive beside a crash of the daemon. */
 enum drive_durability {
   DURABILITY_POWER,   /* a loss of power */
@@ -112,6 +122,7 @@ struct drive {
   struct hooks *hooks;   /* the same; NULL: none */
   enum drive_mode mode;  /* read under control, list, or inside a gate */
   struct disk *remote;   /* of DRIVE_FORWARD, like 'mode' */
+  _Atomic (struct drive_mirror *) mirror; /* or NULL; see drive_set_mirror */
   atomic_uint_fast64_t delay_ns; /* each write waits that long; relaxed: a
                                     stale value slows one write more or less */
 
@@ -262,6 +273,11 @@ void drive_set_mode (struct drive *d, enum drive_mode mode,
  */
 int drive_set_ship (struct drive *d, struct bitmap *ship, struct error *err);
 void drive_drop_ship (struct drive *d);
+
+/* Have writes be told to it, or to nobody: when that returns, whoever still
+ * tells the one before has a reference.  Holds nobody back.
+ */
+void drive_set_mirror (struct drive *d, struct drive_mirror *m);
 
 /* Record a new state in the journal, durably.  Control lock held. */
 int drive_record (struct drive *d, const struct journal_record *rec,

@@ -133,6 +133,27 @@ begin_write (struct drive *d, uint64_t offset, uint64_t len)
   return token;
 }
 
+/* Who is to be told of a write that has landed, with a reference; or NULL.  It
+ * is inside the gate.
+ */
+static struct drive_mirror *
+get_mirror (struct drive *d)
+{
+  struct drive_mirror *m = atomic_load (&d->mirror);
+
+  if (m == NULL || !atomic_load (&m->on))
+    return NULL;
+  atomic_fetch_add (&m->users, 1);
+  return m;
+}
+
+void
+drive_set_mirror (struct drive *d, struct drive_mirror *m)
+{
+  atomic_store (&d->mirror, m);
+  gate_synchronize (&d->writes);
+}
+
 /* The mark after, whether the write succeeded or not: it may have landed in
  * part.  The fence orders the data before the look at the bits: whoever
  * clears a bit and then reads the data sees either our data or has its
@@ -141,6 +162,7 @@ begin_write (struct drive *d, uint64_t offset, uint64_t len)
 static int
 end_write (struct drive *d, int token, uint64_t offset, uint64_t len, int r)
 {
+  struct drive_mirror *mirror = NULL;
   int saved = errno;
   bool lost = false;
 
@@ -149,8 +171,12 @@ end_write (struct drive *d, int token, uint64_t offset, uint64_t len, int r)
     mark (d->marks, offset, len);
     lost = d->marks->persistent && atomic_load (&d->store_failed);
     trust_write_ended (d->trust, token / 2);
+    if (r == 0 && len > 0)
+      mirror = get_mirror (d);
   }
   gate_leave (&d->writes, token);
+  if (mirror)
+    mirror->written (mirror, offset, len);
   if (lost) {
     /* It has landed, perhaps, but nobody may rely on its bits. */
     drive_store_failed (d, "the pages of bitmaps.qcow2 cannot be had");

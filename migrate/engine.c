@@ -21,7 +21,14 @@
 #define MIN_ROOM 4096
 
 /* Bytes that say how fast the link is. */
-#define RATE_SAMPLE (8 << 20)
+#define RATE_SAMPLE (4 << 20)
+
+/* So long after an urgent packet others are kept small, so that the next one
+ * waits about that long; but not smaller than that.
+ */
+#define URGENT_PERIOD   NS_PER_S
+#define URGENT_WAIT     (10 * NS_PER_MS)
+#define MIN_URGENT_ROOM (64 << 10)
 
 struct channel {
   struct engine *engine;
@@ -55,6 +62,7 @@ struct engine {
   struct queue ordinary, urgent;
   unsigned urgent_wanted; /* who waits for an empty buffer for such */
   bool urgent_last;       /* the last one that was sent was urgent */
+  uint64_t urgent_at;     /* ns: when one was wanted last; 0: never */
   uint64_t next_number;
   uint64_t rtt;            /* ns; 0: not known */
   struct engine_work work; /* since the start, but for what goes on now */
@@ -319,7 +327,8 @@ channel_thread (void *arg)
 /* ---- what producers use ---- */
 
 /* Without a limit, what fills the link, with one packet on each channel: while
- * one is being answered the others must keep it busy.  Lock held.
+ * one is being answered the others must keep it busy.  No more than that if
+ * urgent ones have to wait behind it.  Lock held.
  */
 static size_t
 choose_room (struct engine *e)
@@ -329,6 +338,14 @@ choose_room (struct engine *e)
   size_t room = ENGINE_PAYLOAD;
   size_t piece = pacer_piece (&e->pacer, e->rtt, e->opt.channels);
 
+  if (e->rate > 0 && e->urgent_at > 0 &&
+      now_ns () - e->urgent_at < URGENT_PERIOD) {
+    room = (double) e->rate * (e->rtt + URGENT_WAIT) / NS_PER_S / others;
+    if (room > ENGINE_PAYLOAD)
+      room = ENGINE_PAYLOAD;
+    if (room < MIN_URGENT_ROOM)
+      room = MIN_URGENT_ROOM;
+  }
   if (fills > room)
     room = fills < ENGINE_PAYLOAD_MAX ? fills : ENGINE_PAYLOAD_MAX;
   if (room > piece)
@@ -368,6 +385,7 @@ engine_get_urgent (struct engine *e)
 {
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&e->lock);
 
+  e->urgent_at = now_ns ();
   e->urgent_wanted++;
   while (e->nr_empty == 0 && !e->failed)
     pthread_cond_wait (&e->can_fill, &e->lock);

@@ -94,6 +94,8 @@ send_rest (struct outgoing *o, struct error *err)
   client_set_deadline (o->control, deadline);
   engine_set_deadline (o->engine, deadline);
   engine_lend (o->engine, loan);
+  if (engine_drain (o->engine, err) == -1)
+    return -1;
   if (outgoing_sync_bitmaps (o, err) == -1)
     return -1;
   /* One round is enough, unless a chunk did not fit into its packet. */
@@ -191,6 +193,7 @@ record_gone (struct outgoing *o, struct error *err)
 static void
 let_go (struct outgoing *o)
 {
+  mirror_detach (o->mirror);
   for (size_t i = 0; i < o->nr; i++) {
     struct drive *d = o->shipments[i].drive;
 
@@ -437,10 +440,12 @@ outgoing_handover (struct outgoing *o, struct error *err)
   drives_lock (o->drives, o->nr);
   drives_close (o->drives, o->nr, false);
   hold_begins (o);
+  mirror_pause (o->mirror); /* what it has not sent is sent with the rest */
   r = hand_over_held (o, err);
   drives_unlock (o->drives, o->nr);
   if (r == -1) {
     drives_open (o->drives, o->nr, false);
+    mirror_go (o->mirror);
     hold_ends (o);
     return -1;
   }

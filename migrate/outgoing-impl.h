@@ -6,6 +6,7 @@
 
 #include <pthread.h>
 
+#include "mirror.h"
 #include "outgoing.h"
 #include "shipment.h"
 
@@ -45,6 +46,7 @@ struct outgoing {
   char *uri;
   void (*changed) (void *opaque, const struct migrate_info *info);
   void *opaque;
+  struct mirror *mirror;
   struct stop cancel; /* cancelled, failed, or the daemon ends */
   struct stop quit;   /* the daemon ends */
   pthread_t thread;
@@ -107,6 +109,17 @@ void outgoing_set_delay (struct outgoing *o, uint64_t ns);
 
 /* The bitmaps that changed without a write, of all disks. */
 int outgoing_sync_bitmaps (struct outgoing *o, struct error *err);
+
+/* ---- channels.c ---- */
+
+/* Open that many data channels, from number 1 on, all at once.  'clients' has
+ * those that are open, also on error.
+ */
+typedef struct client *(*channel_open) (struct outgoing *o, uint32_t number,
+                                        struct error *err);
+int outgoing_open_channels (struct outgoing *o, channel_open open,
+                            struct client **clients, unsigned nr,
+                            struct error *err);
 
 /* ---- hold.c ---- */
 

@@ -62,6 +62,7 @@ fill_info (struct outgoing *o, struct migrate_info *info)
       (double) info->remaining * 1000 / hold_rate (o) +
       hold_fixed_cost (o) / NS_PER_MS;
   info->handover_cost_us = hold_fixed_cost (o) / 1000;
+  mirror_stats (o->mirror, &info->mirror);
   info->round_trip_us = o->cost.rtt / 1000;
   info->last_flush_us = o->cost.flush / 1000;
 }
@@ -123,6 +124,29 @@ const char *
 migrate_compression_name (enum migrate_compression c)
 {
   return compression_names[c];
+}
+
+static const char *const copy_mode_names[] = {
+  [MIGRATE_BACKGROUND] = "background",
+  [MIGRATE_WRITE_BLOCKING] = "write-blocking",
+};
+
+const char *
+migrate_copy_mode_name (enum migrate_copy_mode m)
+{
+  return copy_mode_names[m];
+}
+
+int
+migrate_copy_mode_parse (const char *name, enum migrate_copy_mode *m)
+{
+  for (size_t i = 0; i < 2; i++)
+    if (strcmp (name, copy_mode_names[i]) == 0) {
+      *m = i;
+      return 0;
+    }
+  errno = EINVAL;
+  return -1;
 }
 
 int

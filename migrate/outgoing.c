@@ -81,6 +81,12 @@ open_channel (struct outgoing *o, uint32_t number, const struct stop *stop,
   return c;
 }
 
+static struct client *
+open_data_channel (struct outgoing *o, uint32_t number, struct error *err)
+{
+  return open_channel (o, number, &o->cancel, CONNECT_TIMEOUT_MS, err);
+}
+
 static int
 start_engine (struct outgoing *o, struct error *err)
 {
@@ -99,14 +105,8 @@ start_engine (struct outgoing *o, struct error *err)
 
   if (clients == NULL)
     return error_set (err, ENOMEM, "%m");
-  for (unsigned i = 0; i < n; i++) {
-    clients[i] = open_channel (o, i + 1, &o->cancel, CONNECT_TIMEOUT_MS,
-                                   err);
-    if (clients[i] == NULL) {
-      error_prefix (err, "channel %u", i + 1);
-      goto out;
-    }
-  }
+  if (outgoing_open_channels (o, open_data_channel, clients, n, err) == -1)
+    goto out;
   for (size_t i = 0; i < o->nr; i++) {
     pthread_mutex_lock (&o->shipments[i].drive->list);
     if (o->shipments[i].drive->nr_bitmaps > bitmaps)
@@ -159,7 +159,10 @@ setup (struct outgoing *o, struct error *err)
   pthread_mutex_lock (&o->lock);
   o->running = true;
   o->info.setup_ms = (now_ns () - o->started_ns) / NS_PER_MS;
+  mirror_set_wanted (o->mirror, o->params.copy_mode == MIGRATE_WRITE_BLOCKING);
   pthread_mutex_unlock (&o->lock);
+  if (mirror_start (o->mirror, err) == -1)
+    return -1;
   return start_producers (o, err);
 }
 
@@ -178,6 +181,7 @@ static void
 tear_down (struct outgoing *o, unsigned started)
 {
   end_producers (o);
+  mirror_end (o->mirror);
   for (unsigned i = 0; i < started; i++)
     pthread_join (o->producer[i], NULL);
   pthread_mutex_lock (&o->lock);
@@ -274,6 +278,7 @@ free_outgoing (struct outgoing *o)
   for (size_t i = 0; o->shipments && i < o->nr; i++)
     if (o->shipments[i].drive)
       shipment_destroy (&o->shipments[i]);
+  mirror_free (o->mirror);
   stop_destroy (&o->cancel);
   stop_destroy (&o->quit);
   pthread_mutex_destroy (&o->lock);
@@ -309,6 +314,9 @@ alloc_outgoing (struct drive *const *drives, size_t nr, const char *uri,
     goto fail;
   memcpy (o->drives, drives, nr * sizeof o->drives[0]);
   drives_sort (o->drives, nr);
+  o->mirror = mirror_new (o, err);
+  if (o->mirror == NULL)
+    goto fail;
   return o;
 
  fail:
@@ -393,6 +401,8 @@ outgoing_set_params (struct outgoing *o, const struct migrate_params *params)
   /* Channels and compression are those of the start. */
   o->params.max_bandwidth = params->max_bandwidth;
   o->params.downtime_limit = params->downtime_limit;
+  o->params.copy_mode = params->copy_mode;
+  mirror_set_wanted (o->mirror, params->copy_mode == MIGRATE_WRITE_BLOCKING);
   if (o->running)
     engine_set_bandwidth (o->engine, params->max_bandwidth);
 }

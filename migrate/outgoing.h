@@ -11,6 +11,7 @@
 
 #include "drive.h"
 #include "error.h"
+#include "mirror.h"
 
 #define MIGRATE_MAX_CHANNELS 64
 
@@ -20,11 +21,18 @@ enum migrate_compression {
   MIGRATE_COMPRESSION_ZSTD,
 };
 
+/* QEMU's MirrorCopyMode. */
+enum migrate_copy_mode {
+  MIGRATE_BACKGROUND,     /* a write is sent some time later */
+  MIGRATE_WRITE_BLOCKING, /* before it is acknowledged */
+};
+
 struct migrate_params {
   uint64_t max_bandwidth;  /* bytes a second, 0: no limit */
   uint64_t downtime_limit; /* ms */
   unsigned channels;       /* 1 to MIGRATE_MAX_CHANNELS, for all drives */
   enum migrate_compression compression;
+  enum migrate_copy_mode copy_mode;
 };
 
 #define MIGRATE_PARAMS_DEFAULT \
@@ -65,6 +73,7 @@ struct migrate_info {
   uint64_t handover_cost_us; /* of that, beside sending what was left; expected
                                 until there was one */
   uint64_t round_trip_us;
+  struct mirror_stats mirror;
   uint64_t last_flush_us;   /* of the destination, round trip and all */
 };
 
@@ -107,5 +116,7 @@ bool outgoing_ended (struct outgoing *o);
 const char *migrate_status_name (enum migrate_status status);
 const char *migrate_compression_name (enum migrate_compression c);
 int migrate_compression_parse (const char *name, enum migrate_compression *c);
+const char *migrate_copy_mode_name (enum migrate_copy_mode m);
+int migrate_copy_mode_parse (const char *name, enum migrate_copy_mode *m);
 
 #endif /* FERRY_OUTGOING_H */

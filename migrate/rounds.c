@@ -85,6 +85,7 @@ outgoing_acked (void *opaque, struct buffer *b)
   struct outgoing *o = opaque;
 
   shipment_acked (b->cargo, b);
+  mirror_acked (o->mirror, b);
   pthread_mutex_lock (&o->lock);
   o->wire_bytes +=
     PACKET_HEADER + (uint64_t) b->h.body_size + b->h.payload_size;
@@ -106,23 +107,17 @@ outgoing_round (struct outgoing *o, struct error *err)
   while (o->producing > 0)
     pthread_cond_wait (&o->cond, &o->lock);
   pthread_mutex_unlock (&o->lock);
-  return engine_drain (o->engine, err);
+  return engine_drain_ordinary (o->engine, err);
 }
 
 int
 outgoing_sync_bitmaps (struct outgoing *o, struct error *err)
 {
-  uint64_t bytes = 0;
-
   for (size_t i = 0; i < o->nr; i++)
-    if (shipment_sync_bitmaps (&o->shipments[i], o->control, &o->h, &bytes,
+    if (shipment_sync_bitmaps (&o->shipments[i], o->control, o->engine, &o->h,
                                err) == -1)
       return -1;
-  pthread_mutex_lock (&o->lock);
-  o->bitmap_bytes += bytes;
-  o->wire_bytes += bytes;
-  pthread_mutex_unlock (&o->lock);
-  return 0;
+  return o->engine ? engine_drain (o->engine, err) : 0;
 }
 
 /* ---- rounds ---- */
@@ -180,13 +175,29 @@ bitmaps_pending (struct outgoing *o)
   return false;
 }
 
+/* Nothing may be in flight then, not even a write that is mirrored. */
+static int
+sync_if_pending (struct outgoing *o, struct error *err)
+{
+  int r;
+
+  if (!bitmaps_pending (o))
+    return 0;
+  mirror_pause (o->mirror);
+  r = engine_drain (o->engine, err);
+  if (r == 0)
+    r = outgoing_sync_bitmaps (o, err);
+  mirror_go (o->mirror);
+  return r;
+}
+
 int
 outgoing_rounds (struct outgoing *o, struct error *err)
 {
   for (;;) {
     uint64_t began = now_ns (), dirty;
 
-    if (outgoing_sync_bitmaps (o, err) == -1 || outgoing_round (o, err) == -1)
+    if (sync_if_pending (o, err) == -1 || outgoing_round (o, err) == -1)
       return -1;
     /* What the destination has cached is written now, not in the hold. */
     if (hold_flush (o, err) == -1 || hold_measure_link (o, err) == -1)

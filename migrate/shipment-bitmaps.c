@@ -14,9 +14,6 @@
 #include "shipment.h"
 #include "wire.h"
 
-/* A control packet, or one of bits alone. */
-#define BITS_ROOM (1 << 20)
-
 int
 send_control (struct client *c, struct packet_header *h,
               enum packet_type type, json_t *body, struct error *err)
@@ -170,32 +167,33 @@ replace_piece (struct drive *d, uint64_t id, uint64_t *from, uint8_t *packet,
 }
 
 static int
-replace_bitmap (struct shipment *s, uint64_t id, struct client *control,
-                struct packet_header *h, uint64_t *bytes, struct error *err)
+replace_bitmap (struct shipment *s, uint64_t id, struct engine *e,
+                struct error *err)
 {
-  CLEANUP_FREE uint8_t *packet = malloc (PACKET_HEADER + BITS_ROOM);
   uint64_t from = 0;
-  bool found;
 
-  if (packet == NULL)
-    return error_set (err, ENOMEM, "%m");
   do {
-    size_t n = replace_piece (s->drive, id, &from, packet + PACKET_HEADER,
-                              BITS_ROOM, &found);
+    struct buffer *b = engine_get (e);
+    bool found;
+    size_t n;
 
-    if (!found)
-      return 0; /* removed; the next list says so */
-    *h = (struct packet_header){ .type = PACKET_DATA,
-                                 .flags = PACKET_HAS_BITMAPS,
-                                 .session = h->session,
-                                 .epoch = h->epoch,
-                                 .disk = s->index,
-                                 .nr_sections = 1,
-                                 .body_size = n };
-    if (send_packet (control, packet, h, packet + PACKET_HEADER + n, err) ==
-        -1)
+    if (b == NULL) {
+      engine_failed (e, err);
       return -1;
-    *bytes += n;
+    }
+    b->cargo = s;
+    n = replace_piece (s->drive, id, &from, b->mem, b->head - PACKET_HEADER,
+                       &found);
+    if (!found) { /* removed; the next list says so */
+      engine_return (e, b);
+      return 0;
+    }
+    memmove (b->payload - n, b->mem, n);
+    b->h.flags = PACKET_HAS_BITMAPS;
+    b->h.disk = s->index;
+    b->h.nr_sections = 1;
+    b->h.body_size = b->section_bytes = n;
+    engine_put (e, b);
   } while (from < s->drive->size);
   return 0;
 }
@@ -233,18 +231,18 @@ shipment_bitmaps_pending (struct shipment *s)
 
 int
 shipment_sync_bitmaps (struct shipment *s, struct client *control,
-                       struct packet_header *h, uint64_t *bytes,
+                       struct engine *e, struct packet_header *h,
                        struct error *err)
 {
   if (list_changed (s) && send_list (s, control, h, err) == -1)
     return -1;
-  for (size_t i = 0; i < s->nr_told; i++) {
+  for (size_t i = 0; e && i < s->nr_told; i++) {
     /* Read before the bits: a change that comes between is sent again. */
     uint64_t version = version_now (s->drive, &s->told[i]);
 
     if (version == s->told[i].version)
       continue;
-    if (replace_bitmap (s, s->told[i].id, control, h, bytes, err) == -1)
+    if (replace_bitmap (s, s->told[i].id, e, err) == -1)
       return -1;
     s->told[i].version = version;
   }

@@ -156,18 +156,18 @@ guess_end (struct shipment *s, struct range *run, size_t room,
   return 0;
 }
 
-/* Take the next dirty run: clear its chunks, and note that they are in
- * flight.  *data is what is known to be data.  1, 0 at the end of the round,
- * -1.
+/* Take the next dirty run from *cursor (protected by the lock, or the caller's)
+ * up to 'limit': clear its chunks, and note that they are in flight.  *data is
+ * what is known to be data.  1, 0 at the end, -1.
  */
 static int
-take_run (struct shipment *s, size_t room, uint64_t longest,
-          struct range *run, struct range *data, struct error *err)
+take_run (struct shipment *s, uint64_t *cursor, uint64_t limit, size_t room,
+          uint64_t longest, struct range *run, struct range *data,
+          struct error *err)
 {
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&s->lock);
-  uint64_t size = s->drive->size;
 
-  while (bitmap_next_dirty (s->ship, s->cursor, size, run)) {
+  while (bitmap_next_dirty (s->ship, *cursor, limit, run)) {
     struct range busy;
 
     /* What is in flight is not sent again before it is acknowledged: it
@@ -175,7 +175,7 @@ take_run (struct shipment *s, size_t room, uint64_t longest,
      */
     if (bitmap_next_dirty (s->in_flight, run->start, run->end, &busy)) {
       if (busy.start == run->start) {
-        s->cursor = busy.end;
+        *cursor = busy.end;
         continue;
       }
       run->end = busy.start;
@@ -186,11 +186,11 @@ take_run (struct shipment *s, size_t room, uint64_t longest,
       return -1;
     bitmap_clear (s->ship, run->start, run->end - run->start);
     bitmap_set (s->in_flight, run->start, run->end - run->start);
-    s->cursor = run->end;
+    *cursor = run->end;
     *data = s->data;
     return 1;
   }
-  s->cursor = size;
+  *cursor = limit;
   return 0;
 }
 
@@ -218,7 +218,39 @@ struct filling {
   size_t nr;
   uint64_t scanned;        /* bytes that were read and found to be zeros */
   uint64_t longest;        /* bytes of a run whose bits are sure to fit */
+  const struct range *only; /* what to take, nr_only of them; NULL: what this
+                               round has left */
+  size_t nr_only;
+  uint64_t cursor;         /* in the first of them; only ascends, as the runs
+                              of a packet must */
 };
+
+/* The next run to go into the packet: 1, 0 if there is none, -1. */
+static int
+next_run (struct filling *f, struct range *run, struct range *data,
+          struct error *err)
+{
+  size_t room = f->room - f->used;
+
+  if (f->only == NULL)
+    return take_run (f->s, &f->s->cursor, f->s->drive->size, room, f->longest,
+                     run, data, err);
+  while (f->nr_only > 0) {
+    int r;
+
+    if (f->cursor < f->only->start)
+      f->cursor = f->only->start;
+    r = 0;
+    if (f->cursor < f->only->end)
+      r = take_run (f->s, &f->cursor, f->only->end, room, f->longest, run,
+                    data, err);
+    if (r != 0)
+      return r;
+    f->only++;
+    f->nr_only--;
+  }
+  return 0;
+}
 
 static void
 add_extent (struct filling *f, uint64_t start, uint64_t end,
@@ -384,8 +416,7 @@ fill_runs (struct filling *f, struct error *err)
   while (f->scanned < MAX_SCAN && f->room - f->used >= f->s->granule &&
          f->nr + worst_extents (&(struct range){ 0, f->room }) <=
            PACKET_MAX_EXTENTS &&
-         (r = take_run (f->s, f->room - f->used, f->longest,
-                         &run, &data, err)) == 1) {
+         (r = next_run (f, &run, &data, err)) == 1) {
     uint64_t stop;
 
     if (add_run (f, &run, &data, &stop, err) == -1)
@@ -562,26 +593,50 @@ compress (struct buffer *b, enum migrate_compression how,
   return 0;
 }
 
+static int
+fill (struct filling *f, enum migrate_compression how, struct compressor *c,
+      struct error *err)
+{
+  CLEANUP_FREE struct packet_extent *extents =
+    malloc (PACKET_MAX_EXTENTS * sizeof *extents);
+  struct shipment *s = f->s;
+  struct buffer *b = f->b;
+
+  if (extents == NULL)
+    return error_set (err, ENOMEM, "%m");
+  f->e = extents;
+  f->room = b->room > s->granule ? b->room : s->granule;
+  b->cargo = s;
+  pthread_mutex_lock (&s->lock);
+  b->sequence = ++s->sequence;
+  pthread_mutex_unlock (&s->lock);
+  if (find_longest (f, err) == -1)
+    return -1;
+  if (fill_runs (f, err) == -1)
+    return -1;
+  if (b->covers.nr == 0)
+    return 0;
+  assemble (f, add_sections (f));
+  return compress (b, how, c, err) == -1 ? -1 : 1;
+}
+
 int
 shipment_fill (struct shipment *s, struct buffer *b,
                enum migrate_compression how, struct compressor *c,
                struct error *err)
 {
-  CLEANUP_FREE struct packet_extent *extents =
-    malloc (PACKET_MAX_EXTENTS * sizeof *extents);
-  struct filling f = { .s = s, .b = b, .e = extents };
+  struct filling f = { .s = s, .b = b };
 
-  f.room = b->room > s->granule ? b->room : s->granule;
+  return fill (&f, how, c, err);
+}
 
-  if (extents == NULL)
-    return error_set (err, ENOMEM, "%m");
-  b->cargo = s;
-  if (find_longest (&f, err) == -1)
-    return -1;
-  if (fill_runs (&f, err) == -1)
-    return -1;
-  if (b->covers.nr == 0)
-    return 0;
-  assemble (&f, add_sections (&f));
-  return compress (b, how, c, err) == -1 ? -1 : 1;
+int
+shipment_fill_ranges (struct shipment *s, struct buffer *b,
+                      const struct range *ranges, size_t nr,
+                      enum migrate_compression how, struct compressor *c,
+                      struct error *err)
+{
+  struct filling f = { .s = s, .b = b, .only = ranges, .nr_only = nr };
+
+  return fill (&f, how, c, err);
 }

@@ -40,6 +40,7 @@ struct shipment {
 
   pthread_mutex_t lock; /* protects what follows */
   uint64_t cursor;      /* of this round */
+  uint64_t sequence;    /* + 1 at each packet that is begun */
   struct range data;    /* the last run of data that was found on the disk */
 
   /* What the destination has been told; changes only between rounds. */
@@ -66,6 +67,14 @@ int shipment_fill (struct shipment *s, struct buffer *b,
                    enum migrate_compression how, struct compressor *c,
                    struct error *err);
 
+/* The same, for what is dirty in these ranges, which are in order (they may
+ * overlap), whatever the round.
+ */
+int shipment_fill_ranges (struct shipment *s, struct buffer *b,
+                          const struct range *ranges, size_t nr,
+                          enum migrate_compression how, struct compressor *c,
+                          struct error *err);
+
 /* The packet was acknowledged. */
 void shipment_acked (struct shipment *s, const struct buffer *b);
 
@@ -74,12 +83,13 @@ uint64_t shipment_dirty (const struct shipment *s);
 uint64_t shipment_in_flight (const struct shipment *s);
 
 /* Between rounds, nothing in flight: tell the destination, over the control
- * channel, which bitmaps there are now, and replace those that changed
- * without a write.  'h' has session, epoch, and is otherwise scratch.  Adds
- * the bytes sent to *bytes.
+ * channel, which bitmaps there are now, and replace, through the engine, those
+ * that changed without a write; that is to be drained before a round begins.
+ * 'h' has session, epoch, and is otherwise scratch.  Before there is an
+ * engine (NULL) only the first.
  */
 int shipment_sync_bitmaps (struct shipment *s, struct client *control,
-                           struct packet_header *h, uint64_t *bytes,
+                           struct engine *e, struct packet_header *h,
                            struct error *err);
 
 /* Is there something that shipment_sync_bitmaps would send? */

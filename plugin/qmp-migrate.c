@@ -344,17 +344,32 @@ disk_info (const struct migrate_info *i)
   return disk;
 }
 
+/* What was mirrored, and what that cost writers. */
+static json_t *
+mirror_info (const struct mirror_stats *m)
+{
+  uint64_t n = m->requests ? m->requests : 1;
+
+  return json_pack ("{s:I, s:I, s:I, s:I, s:I}",
+                    "bytes", (json_int_t) m->bytes,
+                    "requests", (json_int_t) m->requests,
+                    "latency-us", (json_int_t) (m->wait_us / n),
+                    "longest-us", (json_int_t) m->longest_us,
+                    "given-up", (json_int_t) m->given_up);
+}
+
 static json_t *
 ferry_info (const struct migrate_info *i)
 {
-  return json_pack ("{s:I, s:I, s:I, s:I, s:I, s:I, s:I}",
+  return json_pack ("{s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:o}",
                     "bitmap-bytes", (json_int_t) i->bitmap_bytes,
                     "throttle-us", (json_int_t) i->throttle_us,
                     "longest-hold-us", (json_int_t) i->longest_hold_us,
                     "hold-us", (json_int_t) i->hold_us,
                     "handover-cost-us", (json_int_t) i->handover_cost_us,
                     "round-trip-us", (json_int_t) i->round_trip_us,
-                    "last-flush-us", (json_int_t) i->last_flush_us);
+                    "last-flush-us", (json_int_t) i->last_flush_us,
+                    "mirrored", mirror_info (&i->mirror));
 }
 
 static json_t *
@@ -434,6 +449,17 @@ check_compression (json_t *value, const char *path, struct error *err)
   return 0;
 }
 
+static int
+check_copy_mode (json_t *value, const char *path, struct error *err)
+{
+  enum migrate_copy_mode m;
+
+  if (migrate_copy_mode_parse (json_string_value (value), &m) == -1)
+    return error_set (err, EINVAL, "Parameter '%s' does not accept value '%s'",
+                      path, json_string_value (value));
+  return 0;
+}
+
 static const struct qmp_param set_params[] = {
   { .name = "max-bandwidth", .type = QMP_UINT64, .optional = true },
   { .name = "downtime-limit", .type = QMP_UINT64, .optional = true,
@@ -442,6 +468,8 @@ static const struct qmp_param set_params[] = {
     .check = check_channels },
   { .name = "multifd-compression", .type = QMP_STRING, .optional = true,
     .check = check_compression },
+  { .name = "copy-mode", .type = QMP_STRING, .optional = true,
+    .check = check_copy_mode },
   { .name = NULL },
 };
 
@@ -461,6 +489,10 @@ run_set_parameters (json_t *args, struct error *err)
     migrate_compression_parse
       (json_string_value (json_object_get (args, "multifd-compression")),
        &p->compression);
+  if (json_object_get (args, "copy-mode"))
+    migrate_copy_mode_parse
+      (json_string_value (json_object_get (args, "copy-mode")),
+       &p->copy_mode);
   /* Beyond that, a number has no place in our JSON, or on any wire. */
   if (p->max_bandwidth > INT64_MAX)
     p->max_bandwidth = INT64_MAX;
@@ -479,12 +511,13 @@ query_parameters (json_t *args, struct error *err)
 
   (void) args;
   (void) err;
-  return json_pack ("{s:I, s:I, s:I, s:s}",
+  return json_pack ("{s:I, s:I, s:I, s:s, s:s}",
                     "max-bandwidth", (json_int_t) p->max_bandwidth,
                     "downtime-limit", (json_int_t) p->downtime_limit,
                     "multifd-channels", (json_int_t) p->channels,
                     "multifd-compression",
-                    migrate_compression_name (p->compression));
+                    migrate_compression_name (p->compression),
+                    "copy-mode", migrate_copy_mode_name (p->copy_mode));
 }
 
 /* QEMU's own name of migrate-cancel has an underscore. */
