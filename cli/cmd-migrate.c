@@ -3,12 +3,14 @@
  */
 #include <config.h>
 
+#include <errno.h>
 #include <inttypes.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <string.h>
 
 #include "absolute.h"
+#include "blobs.h"
 #include "cleanup.h"
 #include "command.h"
 #include "control.h"
@@ -19,6 +21,7 @@
 #include "size.h"
 
 #define MAX_NODES 256
+#define MAX_ATTACH 64
 
 struct migrate_values {
   const char *nodes[MAX_NODES];
@@ -28,6 +31,8 @@ struct migrate_values {
   bool has_bandwidth, has_downtime;
   const char *compression;      /* or NULL */
   const char *copy_mode;        /* the same */
+  const char *attach[MAX_ATTACH]; /* NAME=FILE */
+  size_t nr_attach;
   const char *bitmaps_to;       /* or NULL */
   const char *state;            /* or NULL */
   bool data_only, no_wait, json;
@@ -38,6 +43,7 @@ enum {
   OPT_MAX_BANDWIDTH,
   OPT_DOWNTIME_LIMIT,
   OPT_COMPRESSION,
+  OPT_ATTACH,
   OPT_COPY_MODE,
   OPT_NODE,
   OPT_NO_WAIT,
@@ -53,6 +59,7 @@ static const struct option options[] = {
   { "max-bandwidth", required_argument, NULL, OPT_MAX_BANDWIDTH },
   { "downtime-limit", required_argument, NULL, OPT_DOWNTIME_LIMIT },
   { "compression", required_argument, NULL, OPT_COMPRESSION },
+  { "attach", required_argument, NULL, OPT_ATTACH },
   { "copy-mode", required_argument, NULL, OPT_COPY_MODE },
   { "node", required_argument, NULL, OPT_NODE },
   { "no-wait", no_argument, NULL, OPT_NO_WAIT },
@@ -109,6 +116,13 @@ migrate_option (const struct command *cmd, int c, const char *arg,
                           arg);
     v->compression = arg;
     break;
+  case OPT_ATTACH:
+    if (strchr (arg, '=') == NULL || strchr (arg, '=') == arg)
+      return usage_error (cmd, "--attach: '%s' is not NAME=FILE", arg);
+    if (v->nr_attach == MAX_ATTACH)
+      return usage_error (cmd, "--attach: more than %d files", MAX_ATTACH);
+    v->attach[v->nr_attach++] = arg;
+    break;
   case OPT_COPY_MODE:
     if (strcmp (arg, "background") != 0 && strcmp (arg, "write-blocking") != 0)
       return usage_error (cmd, "--copy-mode: '%s' is not background or "
@@ -162,8 +176,31 @@ set_parameters (struct control *c, const struct migrate_values *v,
   return any && result == NULL ? -1 : 0;
 }
 
+/* Files that go along; the daemon may stand in another folder. */
+static int
+add_attached (json_t *args, const struct migrate_values *v, struct error *err)
+{
+  json_t *list = json_array ();
+
+  for (size_t i = 0; i < v->nr_attach; i++) {
+    const char *equals = strchr (v->attach[i], '=');
+    CLEANUP_FREE char *path = absolute_path (equals + 1, err);
+
+    if (path == NULL) {
+      json_decref (list);
+      return error_prefix (err, "--attach %s", v->attach[i]);
+    }
+    json_array_append_new (
+      list, json_pack ("{s:s%, s:s}", "name", v->attach[i],
+                       (size_t) (equals - v->attach[i]), "path", path));
+  }
+  return json_object_set_new (args, "x-ferry-attach", list);
+}
+
+/* NULL on error. */
 static json_t *
-migrate_arguments (const char *uri, const struct migrate_values *v)
+migrate_arguments (const char *uri, const struct migrate_values *v,
+                   struct error *err)
 {
   json_t *args = json_pack ("{s:s}", "uri", uri), *nodes;
   size_t i;
@@ -173,6 +210,10 @@ migrate_arguments (const char *uri, const struct migrate_values *v)
   if (v->bitmaps_to)
     json_object_set_new (args, "x-ferry-bitmaps-to",
                          json_string (v->bitmaps_to));
+  if (v->nr_attach > 0 && add_attached (args, v, err) == -1) {
+    json_decref (args);
+    return NULL;
+  }
   if (v->nr_nodes == 0)
     return args;
   nodes = json_array ();
@@ -211,20 +252,47 @@ run_by_daemon (char **args, const struct migrate_values *v)
   struct error err = { 0 };
   struct control *c = control_open (args[0], &err);
   struct progress progress;
+  json_t *arguments = NULL;
   int status = STATUS_DONE;
 
-  if (c == NULL || set_parameters (c, v, &err) == -1 ||
+  if (c == NULL ||
+      (arguments = migrate_arguments (args[1], v, &err)) == NULL ||
+      set_parameters (c, v, &err) == -1 ||
       (v->no_wait &&
-       begin_only (c, migrate_arguments (args[1], v), v, &err) == -1)) {
+       begin_only (c, json_incref (arguments), v, &err) == -1)) {
     complain ("%s", err.msg);
     status = STATUS_FAILED;
   }
   else if (!v->no_wait) {
     progress_init (&progress, v->json);
-    status = follow_migration (c, migrate_arguments (args[1], v), &progress);
+    status = follow_migration (c, json_incref (arguments), &progress);
   }
+  json_decref (arguments);
   control_close (c);
   return status;
+}
+
+/* The same files for this process. */
+static struct blobs *
+attached_here (const struct migrate_values *v, struct error *err)
+{
+  struct blobs *b = blobs_new ();
+
+  if (b == NULL) {
+    error_set (err, ENOMEM, "%m");
+    return NULL;
+  }
+  for (size_t i = 0; i < v->nr_attach; i++) {
+    const char *equals = strchr (v->attach[i], '=');
+    CLEANUP_FREE char *path = absolute_path (equals + 1, err);
+    CLEANUP_FREE char *name = strndup (v->attach[i], equals - v->attach[i]);
+
+    if (path == NULL || name == NULL || blobs_add (b, name, path, err) == -1) {
+      blobs_free (b);
+      return NULL;
+    }
+  }
+  return b;
 }
 
 /* This process moves disks that nobody has open. */
@@ -246,6 +314,15 @@ run_here (char **args, size_t nr, const struct migrate_values *v)
     m.params.downtime_limit = v->downtime_limit;
   if (v->compression)
     migrate_compression_parse (v->compression, &m.params.compression);
+  if (v->nr_attach > 0) {
+    struct error err;
+
+    m.params.blobs = attached_here (v, &err);
+    if (m.params.blobs == NULL) {
+      complain ("%s", err.msg);
+      return STATUS_FAILED;
+    }
+  }
   progress_init (&progress, v->json);
   return migrate_locally (&m, &progress);
 }
@@ -258,6 +335,8 @@ check_usage (const struct command *cmd, char **args, size_t nr, bool here,
   if (v->bitmaps_to && !v->data_only)
     return usage_error (cmd, "--bitmaps-to needs --data-only: otherwise the "
                         "bitmaps go with the disk");
+  if (v->nr_attach > 0 && v->data_only)
+    return usage_error (cmd, "--attach does not go with --data-only");
   if (!here && nr > 2)
     return usage_error (cmd, "one argument too many: '%s'", args[2]);
   if (!here && v->state)
@@ -320,6 +399,8 @@ const struct command migrate_command = {
     "  --max-bandwidth RATE    bytes a second, like 500M or 2G; 0: no limit\n"
     "  --downtime-limit MS     how long requests may be held at the end\n"
     "  --compression METHOD    none, zlib or zstd\n"
+    "  --attach NAME=FILE      a file that goes along, into attached/ of the\n"
+    "                          state directory over there; several times\n"
     "  --copy-mode MODE        background, or write-blocking: a write is at the\n"
     "                          destination before it is acknowledged\n"
     "  --node NODE             only this disk; may be given several times\n"

@@ -74,8 +74,8 @@ prepare_body (struct outgoing *o)
                         lineage, "generation", (json_int_t) rec->generation,
                         "bitmaps", shipment_counts (s)));
   }
-  return json_pack ("{s:I, s:o}", "attempt", (json_int_t) o->attempt,
-                    "disks", disks);
+  return json_pack ("{s:I, s:o, s:o}", "attempt", (json_int_t) o->attempt,
+                    "disks", disks, "attached", blobs_list (o->blobs));
 }
 
 /* Everything that is left, and the destination's word that it has it all.
@@ -96,7 +96,8 @@ send_rest (struct outgoing *o, struct error *err)
   engine_lend (o->engine, loan);
   if (engine_drain (o->engine, err) == -1)
     return -1;
-  if (outgoing_sync_bitmaps (o, err) == -1)
+  if (outgoing_sync_bitmaps (o, err) == -1 ||
+      blobs_send (o->blobs, o->engine, err) == -1)
     return -1;
   /* One round is enough, unless a chunk did not fit into its packet. */
   do

@@ -98,7 +98,8 @@ take_drive (struct drive *d, const struct uuid *session, struct error *err)
   if (journal_get (d->journal)->state == JOURNAL_PREPARED &&
       record_incoming (d, session, err) == -1)
     return -1;
-  if (incoming_drop_bitmaps (d, err) == -1)
+  if (incoming_drop_bitmaps (d, err) == -1 ||
+      incoming_blobs_drop (d->state_dir, err) == -1)
     return -1;
   drives_close (&d, 1, true);
   drive_set_mode (d, DRIVE_INCOMING, NULL);
@@ -222,6 +223,11 @@ begin_session (struct incoming *in, const struct uuid *id, json_t *disks,
     pthread_mutex_unlock (&d->drive->control);
     if (r == -1)
       goto fail;
+  }
+  s->blobs = incoming_blobs_new (s->drives[0]->state_dir);
+  if (s->blobs == NULL) {
+    error_set (err, ENOMEM, "%m");
+    goto fail;
   }
   displace (in, s);
   for (size_t i = 0; i < nr; i++) {
@@ -384,6 +390,9 @@ incoming_prepare (struct session *s, json_t *body, struct error *err)
       json_array_size (disks) != s->nr)
     return incoming_malformed ("PREPARE", err);
   fence_drain (&s->fence);
+  if (incoming_blobs_prepare (s->blobs, &s->id,
+                              json_object_get (body, "attached"), err) == -1)
+    return -1;
   for (size_t i = 0; i < s->nr; i++) {
     struct drive *d = s->drives[i];
     int r;
@@ -433,6 +442,8 @@ commit_drive (struct drive *d, const struct uuid *session, uint64_t attempt,
     return error_set (err, EPROTO, "disk '%s' was not prepared by that "
                       "session and attempt", d->name);
   if (rec.state == JOURNAL_PREPARED) {
+    if (incoming_blobs_publish (d->state_dir, session, err) == -1)
+      return -1;
     rec.state = JOURNAL_ACTIVE;
     rec.origin = *session;
     rec.generation++;

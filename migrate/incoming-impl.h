@@ -18,6 +18,7 @@ struct session {
   struct drive **drives; /* in the source's order; packets give the index */
   size_t nr;
   struct fence fence;    /* has its own lock */
+  struct incoming_blobs *blobs; /* has its own lock */
   unsigned refs;         /* protected by incoming->lock */
   pthread_mutex_t begin; /* taken before a drive's locks; protects 'begun' */
   bool begun;            /* the drives' journals name it: data has come */
@@ -52,6 +53,23 @@ void session_unref (struct incoming *in, struct session *s);
 /* incoming-data.c: a DATA packet for one of the session's drives. */
 int incoming_data (struct session *s, const uint8_t *buf,
                    const struct packet_header *h, struct error *err);
+
+/* incoming-blobs.c: what travels beside the disks.  A BLOB packet; make durable
+ * what has come; at PREPARE, is all of the list there (NULL: nothing is)?  And
+ * for a drive that is no destination any more, or not yet: publish what that
+ * session has brought, forget what anybody has.
+ */
+struct incoming_blobs *incoming_blobs_new (const char *state_dir);
+void incoming_blobs_free (struct incoming_blobs *b); /* NULL is fine */
+int incoming_blob (struct session *s, const uint8_t *buf,
+                   const struct packet_header *h, struct error *err);
+int incoming_blobs_flush (struct incoming_blobs *b, struct error *err);
+int incoming_blobs_prepare (struct incoming_blobs *b,
+                            const struct uuid *session, json_t *list,
+                            struct error *err);
+int incoming_blobs_publish (const char *state_dir, const struct uuid *session,
+                            struct error *err);
+int incoming_blobs_drop (const char *state_dir, struct error *err);
 
 /* incoming-control.c: before the first data of a session is written, each of
  * its drives' journals says so.  Any thread, inside the session's fence.

@@ -99,6 +99,7 @@ session_unref (struct incoming *in, struct session *s)
   if (!last)
     return;
   fence_destroy (&s->fence);
+  incoming_blobs_free (s->blobs);
   pthread_mutex_destroy (&s->begin);
   free (s->drives);
   free (s);
@@ -163,7 +164,8 @@ data_packet (struct incoming_channel *ch, const uint8_t *buf,
     return -1;
   r = enter (s, h, err);
   if (r == 0) {
-    r = incoming_data (s, buf, h, err);
+    r = h->type == PACKET_DATA ? incoming_data (s, buf, h, err)
+                               : incoming_blob (s, buf, h, err);
     fence_leave (&s->fence, h->epoch);
   }
   session_unref (ch->in, s);
@@ -229,8 +231,9 @@ incoming_packet (struct incoming_channel *ch, const void *buf, size_t len,
   int r = packet_parse (buf, len, &h, err);
 
   if (r == 0)
-    r = h.type == PACKET_DATA ? data_packet (ch, buf, &h, err)
-                              : control_packet (ch, buf, &h, err);
+    r = h.type == PACKET_DATA || h.type == PACKET_BLOB
+          ? data_packet (ch, buf, &h, err)
+          : control_packet (ch, buf, &h, err);
   if (r == 0)
     return 0;
   pthread_mutex_lock (&ch->in->lock);
@@ -259,6 +262,8 @@ incoming_flush (struct incoming_channel *ch, struct error *err)
     if (r == -1)
       error_set (err, errno, "flush %s: %m", s->drives[i]->path);
   }
+  if (s && r == 0)
+    r = incoming_blobs_flush (s->blobs, err);
   session_unref (ch->in, s);
   return r;
 }

@@ -6,6 +6,7 @@
 
 #include <pthread.h>
 
+#include "blobs.h"
 #include "mirror.h"
 #include "outgoing.h"
 #include "shipment.h"
@@ -58,6 +59,7 @@ struct outgoing {
   struct packet_header h;  /* for control packets */
   uint64_t epoch;
   uint64_t attempt;
+  struct blobs *blobs;     /* or NULL */
   uint64_t dirty_before;   /* what the last round left, bytes */
 
   pthread_mutex_t lock; /* protects what follows */

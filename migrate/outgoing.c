@@ -147,6 +147,7 @@ setup (struct outgoing *o, struct error *err)
   if (o->control == NULL)
     return -1;
   hold_connected (o, now_ns () - began);
+  blobs_forget (o->blobs);
   o->h = (struct packet_header){ .session = o->session, .epoch = o->epoch };
   /* The bitmaps are announced, and may be refused, before data moves. */
   if (outgoing_sync_bitmaps (o, err) == -1 ||
@@ -279,6 +280,7 @@ free_outgoing (struct outgoing *o)
     if (o->shipments[i].drive)
       shipment_destroy (&o->shipments[i]);
   mirror_free (o->mirror);
+  blobs_free (o->blobs);
   stop_destroy (&o->cancel);
   stop_destroy (&o->quit);
   pthread_mutex_destroy (&o->lock);
@@ -369,6 +371,7 @@ outgoing_start (struct drive *const *drives, size_t nr, const char *uri,
   o->changed = changed;
   o->opaque = opaque;
   o->params = *params;
+  o->blobs = params->blobs;
   o->producers = 1;
   if (params->compression != MIGRATE_COMPRESSION_NONE && cpus > 1)
     o->producers = cpus < MAX_PRODUCERS ? cpus : MAX_PRODUCERS;
@@ -384,6 +387,7 @@ outgoing_start (struct drive *const *drives, size_t nr, const char *uri,
   r = pthread_create (&o->thread, NULL, leading_thread, o);
   if (r != 0) {
     error_set (err, r, "start a thread: %m");
+    o->blobs = NULL;
     goto fail;
   }
   return o;

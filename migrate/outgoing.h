@@ -33,6 +33,8 @@ struct migrate_params {
   unsigned channels;       /* 1 to MIGRATE_MAX_CHANNELS, for all drives */
   enum migrate_compression compression;
   enum migrate_copy_mode copy_mode;
+  struct blobs *blobs; /* files that go along, or NULL; an outgoing that could
+                          be started has taken them over */
 };
 
 #define MIGRATE_PARAMS_DEFAULT \

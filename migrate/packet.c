@@ -162,9 +162,9 @@ unpack_header (const struct wire_header *w, struct packet_header *h)
 static int
 check_header (const struct packet_header *h, size_t len, struct error *err)
 {
-  bool data = h->type == PACKET_DATA;
+  bool data = h->type == PACKET_DATA, blob = h->type == PACKET_BLOB;
 
-  if (h->type < PACKET_HELLO || h->type > PACKET_CANCEL)
+  if (h->type < PACKET_HELLO || h->type > PACKET_BLOB)
     return error_set (err, EBADMSG, "packet of unknown type %d", h->type);
   if (h->flags & ~PACKET_KNOWN_FLAGS)
     return error_set (err, EBADMSG, "packet with unknown flags 0x%" PRIx32,
@@ -181,8 +181,12 @@ check_header (const struct packet_header *h, size_t len, struct error *err)
     return error_set (err, EBADMSG, "packet with %" PRIu32
                       " extents in %" PRIu32 " bytes",
                       h->nr_extents, h->body_size);
-  if (!data && (h->nr_extents || h->nr_sections || h->payload_size))
+  if (!data && (h->nr_extents || h->nr_sections ||
+                (h->payload_size && !blob)))
     return error_set (err, EBADMSG, "control packet with block data");
+  if (blob && h->flags != 0)
+    return error_set (err, EBADMSG, "BLOB packet with flags 0x%" PRIx32,
+                      h->flags);
   if (h->raw_size > PACKET_MAX)
     return error_set (err, EBADMSG, "payload of %" PRIu32 " bytes, more than "
                       "the %d allowed", h->raw_size, PACKET_MAX);

@@ -9,7 +9,7 @@
  *
  *   header | JSON
  *
- * Building and parsing happen in place, in a buffer that somebody else owns;
+ * (a BLOB has a payload behind that).  Building and parsing happen in place, in a buffer that somebody else owns;
  * nothing is allocated.  Parsing checks every size against what is there
  * before it is used.
  */
@@ -39,6 +39,7 @@ enum packet_type {
   PACKET_PREPARE = 4, /* JSON */
   PACKET_COMMIT = 5,  /* JSON */
   PACKET_CANCEL = 6,  /* no body */
+  PACKET_BLOB = 7,    /* JSON, and a piece of a named file */
 };
 
 /* Flags of a DATA packet. */

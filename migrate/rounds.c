@@ -84,7 +84,8 @@ outgoing_acked (void *opaque, struct buffer *b)
 {
   struct outgoing *o = opaque;
 
-  shipment_acked (b->cargo, b);
+  if (b->h.type == PACKET_DATA)
+    shipment_acked (b->cargo, b);
   mirror_acked (o->mirror, b);
   pthread_mutex_lock (&o->lock);
   o->wire_bytes +=
@@ -197,12 +198,14 @@ outgoing_rounds (struct outgoing *o, struct error *err)
   for (;;) {
     uint64_t began = now_ns (), dirty;
 
-    if (sync_if_pending (o, err) == -1 || outgoing_round (o, err) == -1)
+    if (sync_if_pending (o, err) == -1 ||
+        blobs_send (o->blobs, o->engine, err) == -1 ||
+        outgoing_round (o, err) == -1)
       return -1;
     /* What the destination has cached is written now, not in the hold. */
     if (hold_flush (o, err) == -1 || hold_measure_link (o, err) == -1)
       return -1;
-    dirty = outgoing_dirty (o);
+    dirty = outgoing_dirty (o) + blobs_pending (o->blobs);
     pthread_mutex_lock (&o->lock);
     o->info.dirty_rate = dirty * NS_PER_S / (now_ns () - began + 1);
     pthread_mutex_unlock (&o->lock);

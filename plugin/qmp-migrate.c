@@ -13,6 +13,7 @@
 #include <string.h>
 
 #include "cleanup.h"
+#include "blobs.h"
 #include "house.h"
 #include "qmp.h"
 #include "qmp-dispatch.h"
@@ -173,6 +174,26 @@ check_nodes (json_t *value, const char *path, struct error *err)
   return qmp_check_array (value, path, err, check_node_name);
 }
 
+static const struct qmp_param attach_params[] = {
+  { .name = "name", .type = QMP_STRING },
+  { .name = "path", .type = QMP_STRING },
+  { .name = NULL },
+};
+
+static int
+check_attached (json_t *value, const char *path, struct error *err)
+{
+  if (qmp_check_type (value, QMP_OBJECT, path, path, err) == -1)
+    return -1;
+  return qmp_check_object (value, attach_params, path, err);
+}
+
+static int
+check_attach (json_t *value, const char *path, struct error *err)
+{
+  return qmp_check_array (value, path, err, check_attached);
+}
+
 static const struct qmp_param migrate_params[] = {
   { .name = "uri", .type = QMP_STRING },
   { .name = "blk", .type = QMP_BOOL, .optional = true },
@@ -183,6 +204,8 @@ static const struct qmp_param migrate_params[] = {
     .check = check_nodes },
   { .name = "x-ferry-data-only", .type = QMP_BOOL, .optional = true },
   { .name = "x-ferry-bitmaps-to", .type = QMP_STRING, .optional = true },
+  { .name = "x-ferry-attach", .type = QMP_ARRAY, .optional = true,
+    .check = check_attach },
   { .name = NULL },
 };
 
@@ -209,6 +232,9 @@ check_flags (json_t *args, struct error *err)
       json_is_true (json_object_get (args, "inc")))
     return error_set (err, EINVAL, "Parameters 'blk' and 'inc' are not "
                       "supported: disks are all that is migrated");
+  if (is_data_only (args) && json_object_get (args, "x-ferry-attach"))
+    return error_set (err, EINVAL, "Parameter 'x-ferry-attach' does not go "
+                      "with 'x-ferry-data-only'");
   if (string (args, "x-ferry-bitmaps-to") == NULL)
     return 0;
   if (!is_data_only (args))
@@ -232,6 +258,26 @@ choose_drives (json_t *args, struct drive **drives, size_t *nr,
   for (size_t i = 0; r == 0 && i < *nr; i++)
     r = check_active (drives[i], err);
   return r;
+}
+
+/* NULL on error. */
+static struct blobs *
+attached_files (json_t *args, struct error *err)
+{
+  struct blobs *b = blobs_new ();
+  json_t *o;
+  size_t i;
+
+  if (b == NULL)
+    error_set (err, ENOMEM, "%m");
+  json_array_foreach (json_object_get (args, "x-ferry-attach"), i, o)
+    if (b && blobs_add (b, json_string_value (json_object_get (o, "name")),
+                        json_string_value (json_object_get (o, "path")),
+                        err) == -1) {
+      blobs_free (b);
+      b = NULL;
+    }
+  return b;
 }
 
 static bool
@@ -271,6 +317,7 @@ run_migrate (json_t *args, struct error *err)
   const char *uri = json_string_value (json_object_get (args, "uri"));
   CLEANUP_FREE struct drive **drives = calloc (house.nr_drives,
                                                sizeof drives[0]);
+  struct migrate_params params = house.params;
   struct outgoing *o = NULL;
   struct plain *p = NULL;
   size_t nr = 0;
@@ -284,12 +331,17 @@ run_migrate (json_t *args, struct error *err)
   if (choose_drives (args, drives, &nr, err) == -1)
     return NULL;
 
+  params.blobs = attached_files (args, err);
+  if (params.blobs == NULL)
+    return NULL;
   join_last ();
   if (is_data_only (args))
     p = plain_start (drives, nr, uri, string (args, "x-ferry-bitmaps-to"),
-                     &house.params, changed, NULL, err);
+                     &params, changed, NULL, err);
   else
-    o = outgoing_start (drives, nr, uri, &house.params, changed, NULL, err);
+    o = outgoing_start (drives, nr, uri, &params, changed, NULL, err);
+  if (o == NULL)
+    blobs_free (params.blobs);
   if (o == NULL && p == NULL)
     return NULL;
   set_migration (o, p);

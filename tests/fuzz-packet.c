@@ -13,6 +13,7 @@
 #include <string.h>
 
 #include "compress.h"
+#include "blobs.h"
 #include "packet-test.h"
 #include "wire.h"
 
@@ -93,6 +94,22 @@ payload (const uint8_t *p, const struct packet_header *h)
 }
 
 static void
+blob (const uint8_t *p, const struct packet_header *h)
+{
+  json_t *body = json_loadb (packet_json (p), h->body_size, 0, NULL);
+  struct error err = { 0 };
+  struct blob_piece piece;
+
+  if (body && blob_piece_parse (body, h->payload_size, &piece, &err) == 0)
+    must (blob_name_ok (piece.name) && piece.size <= BLOB_MAX_SIZE &&
+          piece.offset <= piece.size &&
+          h->payload_size <= piece.size - piece.offset);
+  else if (body)
+    must_explain (&err);
+  json_decref (body);
+}
+
+static void
 receive (const uint8_t *data, size_t size)
 {
   struct packet_header h, again;
@@ -107,6 +124,8 @@ receive (const uint8_t *data, size_t size)
   extents (data, &h);
   sections (data, &h);
   payload (data, &h);
+  if (h.type == PACKET_BLOB)
+    blob (data, &h);
 
   copy = malloc (size);
   must (copy != NULL);

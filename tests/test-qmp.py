@@ -262,9 +262,11 @@ def test_queries(qmp):
 def test_parameters(qmp):
     default = qmp.command("query-migrate-parameters")
     assert default == {"max-bandwidth": 0, "downtime-limit": 30,
-                       "multifd-channels": 4, "multifd-compression": "none"}
+                       "multifd-channels": 4, "multifd-compression": "none",
+                       "copy-mode": "background"}
     new = {"max-bandwidth": 2 ** 40, "downtime-limit": 2000000,
-           "multifd-channels": 64, "multifd-compression": "zstd"}
+           "multifd-channels": 64, "multifd-compression": "zstd",
+           "copy-mode": "write-blocking"}
     qmp.execute("migrate-set-parameters", new)
     assert qmp.command("query-migrate-parameters") == new
     for name, value, text in (
