@@ -50,7 +50,7 @@ gate_init (struct gate *g)
   clock_cond_init (&g->opened);
   pthread_cond_init (&g->drained, NULL);
   g->taken = g->synchronizing = g->stopped = g->hold = false;
-  g->shut_at = g->longest = 0;
+  g->shut_at = g->empty_at = g->longest = 0;
 }
 
 void
@@ -180,18 +180,19 @@ gate_close (struct gate *g)
   set_watched (g);
   while (count_inside (g) > 0)
     pthread_cond_wait (&g->drained, &g->lock);
+  g->empty_at = now_ns ();
   pthread_mutex_unlock (&g->lock);
 }
 
 uint64_t
 gate_open (struct gate *g)
 {
-  uint64_t ns;
+  uint64_t now = now_ns (), ns;
 
   pthread_mutex_lock (&g->lock);
-  ns = now_ns () - g->shut_at;
-  if (ns > g->longest && !g->hold)
-    g->longest = ns;
+  ns = now - g->shut_at;
+  if (now - g->empty_at > g->longest && !g->hold)
+    g->longest = now - g->empty_at;
   g->hold = false;
   g->taken = false;
   if (!g->stopped)

@@ -36,7 +36,10 @@ struct gate {
   bool synchronizing;     /* somebody is in gate_synchronize */
   bool stopped;           /* for good: everybody is turned away */
   uint64_t shut_at;       /* ns, CLOCK_MONOTONIC */
-  uint64_t longest;       /* ns, the longest time that the door was shut */
+  uint64_t empty_at;      /* ns, when nobody was inside any more */
+  uint64_t longest;       /* ns, the longest time that the door stayed shut
+                             after that: what went before was I/O that had
+                             been submitted */
   bool hold;              /* it is shut for a handover: does not count */
 };
 
