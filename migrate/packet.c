@@ -8,9 +8,8 @@
 #include <inttypes.h>
 #include <string.h>
 
-#include <xxhash.h>
-
 #include "disk.h"
+#include "hash.h"
 #include "packet.h"
 
 static const char magic[8] = { 'N', 'B', 'D', 'F', 'E', 'R', 'R', 'Y' };
@@ -133,10 +132,10 @@ packet_seal (uint8_t *buf, const struct packet_header *h, const void *payload)
 
   memcpy (w.magic, magic, sizeof magic);
   memcpy (w.session, h->session.b, sizeof w.session);
-  w.body_hash = htobe64 (XXH3_64bits (buf + PACKET_HEADER, h->body_size));
-  w.payload_hash = htobe64 (XXH3_64bits (payload, h->payload_size));
+  w.body_hash = htobe64 (packet_hash (buf + PACKET_HEADER, h->body_size));
+  w.payload_hash = htobe64 (packet_hash (payload, h->payload_size));
   w.header_hash =
-    htobe64 (XXH3_64bits (&w, offsetof (struct wire_header, header_hash)));
+    htobe64 (packet_hash (&w, offsetof (struct wire_header, header_hash)));
   memcpy (buf, &w, sizeof w);
 }
 
@@ -215,7 +214,7 @@ packet_parse (const uint8_t *buf, size_t len, struct packet_header *h,
                       "side version %d; use the same release on both sides",
                       be16toh (w.version), PACKET_VERSION);
   if (be64toh (w.header_hash) !=
-      XXH3_64bits (&w, offsetof (struct wire_header, header_hash)))
+      packet_hash (&w, offsetof (struct wire_header, header_hash)))
     return error_set (err, EBADMSG, "damaged packet: the header's checksum "
                       "is wrong");
   if (be32toh (w.header_size) != PACKET_HEADER)
@@ -225,11 +224,11 @@ packet_parse (const uint8_t *buf, size_t len, struct packet_header *h,
   if (check_header (h, len, err) == -1)
     return -1;
   buf += PACKET_HEADER;
-  if (be64toh (w.body_hash) != XXH3_64bits (buf, h->body_size))
+  if (be64toh (w.body_hash) != packet_hash (buf, h->body_size))
     return error_set (err, EBADMSG, "damaged packet: the body's checksum is "
                       "wrong");
   buf += h->body_size;
-  if (be64toh (w.payload_hash) != XXH3_64bits (buf, h->payload_size))
+  if (be64toh (w.payload_hash) != packet_hash (buf, h->payload_size))
     return error_set (err, EBADMSG, "damaged packet: the payload's checksum "
                       "is wrong");
   return 0;

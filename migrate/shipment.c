@@ -59,7 +59,7 @@ shipment_init (struct shipment *s, struct drive *d, uint32_t index,
     return error_set (err, ENOMEM, "%m");
   if (s->peer == NULL)
     return -1;
-  if (s->granule > ENGINE_PAYLOAD)
+  if (s->granule > ENGINE_PAYLOAD_MAX)
     return error_set (err, EFBIG, "disk '%s' is too large to be migrated",
                       d->name);
   s->ship = bitmap_new (d->size, shift, err);
