@@ -29,7 +29,7 @@ struct migrate_values {
   const char *compression;      /* or NULL */
   const char *bitmaps_to;       /* or NULL */
   const char *state;            /* or NULL */
-  bool data_only, no_wait, json;
+  bool overwrite, data_only, no_wait, json;
 };
 
 enum {
@@ -38,6 +38,7 @@ enum {
   OPT_DOWNTIME_LIMIT,
   OPT_COMPRESSION,
   OPT_NODE,
+  OPT_OVERWRITE,
   OPT_NO_WAIT,
   OPT_JSON,
   OPT_DATA_ONLY,
@@ -52,6 +53,7 @@ static const struct option options[] = {
   { "downtime-limit", required_argument, NULL, OPT_DOWNTIME_LIMIT },
   { "compression", required_argument, NULL, OPT_COMPRESSION },
   { "node", required_argument, NULL, OPT_NODE },
+  { "overwrite", no_argument, NULL, OPT_OVERWRITE },
   { "no-wait", no_argument, NULL, OPT_NO_WAIT },
   { "json", no_argument, NULL, OPT_JSON },
   { "data-only", no_argument, NULL, OPT_DATA_ONLY },
@@ -111,6 +113,7 @@ migrate_option (const struct command *cmd, int c, const char *arg,
       return usage_error (cmd, "--node: more than %d disks", MAX_NODES);
     v->nodes[v->nr_nodes++] = arg;
     break;
+  case OPT_OVERWRITE: v->overwrite = true; break;
   case OPT_NO_WAIT: v->no_wait = true; break;
   case OPT_DATA_ONLY: v->data_only = true; break;
   case OPT_BITMAPS_TO: v->bitmaps_to = arg; break;
@@ -162,6 +165,8 @@ migrate_arguments (const char *uri, const struct migrate_values *v)
   if (v->bitmaps_to)
     json_object_set_new (args, "x-ferry-bitmaps-to",
                          json_string (v->bitmaps_to));
+  if (v->overwrite)
+    json_object_set_new (args, "x-ferry-overwrite", json_true ());
   if (v->nr_nodes == 0)
     return args;
   nodes = json_array ();
@@ -314,6 +319,8 @@ const struct command migrate_command = {
     "                          of one instant; the disk stays here\n"
     "  --bitmaps-to FILE       with it, the bitmaps into a new qcow2 image\n"
     "  --state DIR             the state directory of the only DISK\n"
+    "  --overwrite             overwrite what is on the destination's disks:\n"
+    "                          file systems, partition tables and the like\n"
     "  --no-wait               do not wait for the end\n"
     "  --json                  print each status as JSON on a line\n"
     "  -h, --help              print this help\n"

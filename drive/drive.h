@@ -98,7 +98,6 @@ struct drive {
   char *state_dir; /* absolute */
   char *data_file; /* what bitmaps.qcow2 has for its data file, absolute */
   char *sidecar;   /* path of bitmaps.qcow2 in it */
-  uint64_t size;   /* bytes */
   struct disk *disk;
   struct trust *trust; /* the times of the last writes; NULL: no bitmaps are
                           kept here */
@@ -111,6 +110,8 @@ struct drive {
   struct marks *marks;   /* read inside 'writes', replaced while it is shut */
   struct hooks *hooks;   /* the same; NULL: none */
   enum drive_mode mode;  /* read under control, list, or inside a gate */
+  uint64_t size;         /* bytes; like 'mode', and changes only in a
+                            destination that nobody uses (drive_resize) */
   struct disk *remote;   /* of DRIVE_FORWARD, like 'mode' */
   atomic_uint_fast64_t delay_ns; /* each write waits that long; relaxed: a
                                     stale value slows one write more or less */
@@ -249,6 +250,15 @@ void drive_end_hooks (struct drive *d, const char *why);
  * elsewhere.  Takes control and list.
  */
 void drive_forget_hook (struct drive *d, const struct write_hook *h);
+/* Make a destination serve that many bytes of its disk, which is a device of
+ * at least as many: its store is closed, and opened again as one of that size.
+ * Bitmaps that were still coming in are gone, and transient ones become all
+ * dirty.  It is for who records that data has come to record the size, too
+ * (served_size).  Takes control; nobody uses the drive otherwise, but for
+ * looks at it.  On error it is as it was, or (store: NULL) of no use before the
+ * next start.
+ */
+int drive_resize (struct drive *d, uint64_t size, struct error *err);
 
 /* Change who serves the disk; 'remote' (taken over) for DRIVE_FORWARD.  The
  * control lock is held, both gates are shut.

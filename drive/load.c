@@ -314,6 +314,7 @@ drive_load (struct drive *d, bool created, bool *news, struct error *err)
   };
   CLEANUP_FREE char *path = NULL, *log = NULL;
   char boot[37];
+  size_t nr;
 
   if (asprintf (&path, "%s/lastwrite", d->state_dir) == -1)
     path = NULL;
@@ -333,6 +334,8 @@ drive_load (struct drive *d, bool created, bool *news, struct error *err)
     return -1;
   qcow2_report_lost (d->store, &d->store_failed);
   c.found = l.found;
+  qcow2_entries (d->store, &nr);
+  c.no_bitmaps = nr == 0;
   l.failed = c.left.failed;
   d->verdict = trust_judge (&c, l.why);
   d->found_clean = l.found == QCOW2_CLEAN && l.was->clean &&

@@ -41,6 +41,9 @@ hello_body (struct outgoing *o)
       disks, json_pack ("{s:s, s:I, s:s, s:I}", "name", s->name, "size",
                         (json_int_t) s->drive->size, "lineage", lineage,
                         "generation", (json_int_t) generation));
+    if (o->params.overwrite)
+      json_object_set_new (json_array_get (disks, i), "overwrite",
+                           json_true ());
   }
   return json_pack ("{s:o}", "disks", disks);
 }

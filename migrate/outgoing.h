@@ -25,6 +25,7 @@ struct migrate_params {
   uint64_t downtime_limit; /* ms */
   unsigned channels;       /* 1 to MIGRATE_MAX_CHANNELS, for all drives */
   enum migrate_compression compression;
+  bool overwrite;          /* the destination's disks, whatever they hold */
 };
 
 #define MIGRATE_PARAMS_DEFAULT \

@@ -183,6 +183,7 @@ static const struct qmp_param migrate_params[] = {
     .check = check_nodes },
   { .name = "x-ferry-data-only", .type = QMP_BOOL, .optional = true },
   { .name = "x-ferry-bitmaps-to", .type = QMP_STRING, .optional = true },
+  { .name = "x-ferry-overwrite", .type = QMP_BOOL, .optional = true },
   { .name = NULL },
 };
 
@@ -271,6 +272,7 @@ run_migrate (json_t *args, struct error *err)
   const char *uri = json_string_value (json_object_get (args, "uri"));
   CLEANUP_FREE struct drive **drives = calloc (house.nr_drives,
                                                sizeof drives[0]);
+  struct migrate_params params = house.params;
   struct outgoing *o = NULL;
   struct plain *p = NULL;
   size_t nr = 0;
@@ -284,12 +286,14 @@ run_migrate (json_t *args, struct error *err)
   if (choose_drives (args, drives, &nr, err) == -1)
     return NULL;
 
+  params.overwrite =
+    json_is_true (json_object_get (args, "x-ferry-overwrite"));
   join_last ();
   if (is_data_only (args))
     p = plain_start (drives, nr, uri, string (args, "x-ferry-bitmaps-to"),
-                     &house.params, changed, NULL, err);
+                     &params, changed, NULL, err);
   else
-    o = outgoing_start (drives, nr, uri, &house.params, changed, NULL, err);
+    o = outgoing_start (drives, nr, uri, &params, changed, NULL, err);
   if (o == NULL && p == NULL)
     return NULL;
   set_migration (o, p);
