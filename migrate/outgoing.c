@@ -68,8 +68,9 @@ open_channel (struct outgoing *o, uint32_t number, const struct stop *stop,
   }
   c = client_connect (o->uri, export, stop, timeout_ms, err);
   if (c == NULL) {
-    error_prefix (err, "is it a server with incoming=on, and a disk '%s'? (one of "
-                  "another kind gets a copy of the data with --data-only)",
+    error_prefix (err, "is it a server with incoming=on, with a disk '%s', and "
+                  "reached with TLS if it is on another host? (one of another "
+                  "kind gets a copy of the data with --data-only)",
                   o->shipments[0].name);
     return NULL;
   }
