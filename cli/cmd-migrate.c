@@ -13,16 +13,15 @@
 #include "command.h"
 #include "control.h"
 #include "follow.h"
+#include "mapping-options.h"
 #include "migrate-local.h"
+#include "nodes.h"
 #include "output.h"
 #include "progress.h"
 #include "size.h"
 
-#define MAX_NODES 256
-
 struct migrate_values {
-  const char *nodes[MAX_NODES];
-  size_t nr_nodes;
+  struct mapping_options names;
   uint64_t channels;            /* 0: not given */
   uint64_t max_bandwidth, downtime_limit;
   bool has_bandwidth, has_downtime;
@@ -38,6 +37,8 @@ enum {
   OPT_DOWNTIME_LIMIT,
   OPT_COMPRESSION,
   OPT_NODE,
+  OPT_BITMAP,
+  OPT_NO_BITMAPS,
   OPT_OVERWRITE,
   OPT_NO_WAIT,
   OPT_JSON,
@@ -53,6 +54,8 @@ static const struct option options[] = {
   { "downtime-limit", required_argument, NULL, OPT_DOWNTIME_LIMIT },
   { "compression", required_argument, NULL, OPT_COMPRESSION },
   { "node", required_argument, NULL, OPT_NODE },
+  { "bitmap", required_argument, NULL, OPT_BITMAP },
+  { "no-bitmaps", no_argument, NULL, OPT_NO_BITMAPS },
   { "overwrite", no_argument, NULL, OPT_OVERWRITE },
   { "no-wait", no_argument, NULL, OPT_NO_WAIT },
   { "json", no_argument, NULL, OPT_JSON },
@@ -109,10 +112,16 @@ migrate_option (const struct command *cmd, int c, const char *arg,
     v->compression = arg;
     break;
   case OPT_NODE:
-    if (v->nr_nodes == MAX_NODES)
-      return usage_error (cmd, "--node: more than %d disks", MAX_NODES);
-    v->nodes[v->nr_nodes++] = arg;
+    if (v->names.nr_nodes == MAX_MAPPED)
+      return usage_error (cmd, "--node: more than %d disks", MAX_MAPPED);
+    v->names.nodes[v->names.nr_nodes++] = arg;
     break;
+  case OPT_BITMAP:
+    if (v->names.nr_bitmaps == MAX_MAPPED)
+      return usage_error (cmd, "--bitmap: more than %d bitmaps", MAX_MAPPED);
+    v->names.bitmaps[v->names.nr_bitmaps++] = arg;
+    break;
+  case OPT_NO_BITMAPS: v->names.no_bitmaps = true; break;
   case OPT_OVERWRITE: v->overwrite = true; break;
   case OPT_NO_WAIT: v->no_wait = true; break;
   case OPT_DATA_ONLY: v->data_only = true; break;
@@ -155,10 +164,11 @@ set_parameters (struct control *c, const struct migrate_values *v,
 }
 
 static json_t *
-migrate_arguments (const char *uri, const struct migrate_values *v)
+migrate_arguments (struct control *c, const char *uri,
+                   const struct migrate_values *v, struct error *err)
 {
-  json_t *args = json_pack ("{s:s}", "uri", uri), *nodes;
-  size_t i;
+  json_t *args = json_pack ("{s:s}", "uri", uri);
+  json_auto_t *nodes = NULL;
 
   if (v->data_only)
     json_object_set_new (args, "x-ferry-data-only", json_true ());
@@ -167,13 +177,14 @@ migrate_arguments (const char *uri, const struct migrate_values *v)
                          json_string (v->bitmaps_to));
   if (v->overwrite)
     json_object_set_new (args, "x-ferry-overwrite", json_true ());
-  if (v->nr_nodes == 0)
+  if (!mapping_options_any (&v->names))
     return args;
-  nodes = json_array ();
-  for (i = 0; i < v->nr_nodes; i++)
-    json_array_append_new (nodes, json_string (v->nodes[i]));
-  json_object_set_new (args, "x-ferry-nodes", nodes);
-  return args;
+  nodes = nodes_query (c, err);
+  if (nodes &&
+      mapping_options_add (&v->names, uri, nodes, args, err) == 0)
+    return args;
+  json_decref (args);
+  return NULL;
 }
 
 /* Begin it, and leave it to the daemon. */
@@ -205,18 +216,22 @@ run_by_daemon (char **args, const struct migrate_values *v)
   struct error err = { 0 };
   struct control *c = control_open (args[0], &err);
   struct progress progress;
+  json_t *arguments = NULL;
   int status = STATUS_DONE;
 
-  if (c == NULL || set_parameters (c, v, &err) == -1 ||
+  if (c == NULL ||
+      (arguments = migrate_arguments (c, args[1], v, &err)) == NULL ||
+      set_parameters (c, v, &err) == -1 ||
       (v->no_wait &&
-       begin_only (c, migrate_arguments (args[1], v), v, &err) == -1)) {
+       begin_only (c, json_incref (arguments), v, &err) == -1)) {
     complain ("%s", err.msg);
     status = STATUS_FAILED;
   }
   else if (!v->no_wait) {
     progress_init (&progress, v->json);
-    status = follow_migration (c, migrate_arguments (args[1], v), &progress);
+    status = follow_migration (c, json_incref (arguments), &progress);
   }
+  json_decref (arguments);
   control_close (c);
   return status;
 }
@@ -240,6 +255,7 @@ run_here (char **args, size_t nr, const struct migrate_values *v)
     m.params.downtime_limit = v->downtime_limit;
   if (v->compression)
     migrate_compression_parse (v->compression, &m.params.compression);
+  m.params.overwrite = v->overwrite;
   progress_init (&progress, v->json);
   return migrate_locally (&m, &progress);
 }
@@ -252,14 +268,17 @@ check_usage (const struct command *cmd, char **args, size_t nr, bool here,
   if (v->bitmaps_to && !v->data_only)
     return usage_error (cmd, "--bitmaps-to needs --data-only: otherwise the "
                         "bitmaps go with the disk");
+  if (v->names.no_bitmaps && v->names.nr_bitmaps > 0)
+    return usage_error (cmd, "--bitmap and --no-bitmaps exclude each other");
   if (!here && nr > 2)
     return usage_error (cmd, "one argument too many: '%s'", args[2]);
   if (!here && v->state)
     return usage_error (cmd, "--state is for a disk that no daemon has; a "
                         "daemon knows its own");
-  if (here && (v->nr_nodes > 0 || v->no_wait))
+  if (here && (mapping_options_any (&v->names) || v->no_wait))
     return usage_error (cmd, "%s is for a daemon, but '%s' is no control "
-                        "socket", v->no_wait ? "--no-wait" : "--node",
+                        "socket", v->no_wait ? "--no-wait" :
+                        v->names.nr_nodes ? "--node" : "the choice of bitmaps",
                         args[0]);
   if (here && v->state && nr > 2)
     return usage_error (cmd, "--state is for one disk, but there are %zu",
@@ -314,7 +333,12 @@ const struct command migrate_command = {
     "  --max-bandwidth RATE    bytes a second, like 500M or 2G; 0: no limit\n"
     "  --downtime-limit MS     how long requests may be held at the end\n"
     "  --compression METHOD    none, zlib or zstd\n"
-    "  --node NODE             only this disk; may be given several times\n"
+    "  --node NODE[=NAME]      only this disk, and what it is called there;\n"
+    "                          may be given several times\n"
+    "  --bitmap [NODE/]NAME[=ALIAS]\n"
+    "                          only this bitmap, and what it is called there;\n"
+    "                          may be given several times\n"
+    "  --no-bitmaps            only the data\n"
     "  --data-only             URI is any NBD server: copy the data there, as\n"
     "                          of one instant; the disk stays here\n"
     "  --bitmaps-to FILE       with it, the bitmaps into a new qcow2 image\n"

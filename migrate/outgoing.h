@@ -9,6 +9,8 @@
 #ifndef FERRY_OUTGOING_H
 #define FERRY_OUTGOING_H
 
+#include <jansson.h>
+
 #include "drive.h"
 #include "error.h"
 
@@ -26,6 +28,8 @@ struct migrate_params {
   unsigned channels;       /* 1 to MIGRATE_MAX_CHANNELS, for all drives */
   enum migrate_compression compression;
   bool overwrite;          /* the destination's disks, whatever they hold */
+  json_t *mapping;         /* block-bitmap-mapping (mapping.h), or NULL; of a
+                              migration only what its start is given */
 };
 
 #define MIGRATE_PARAMS_DEFAULT \

@@ -14,6 +14,7 @@
 
 #include "cleanup.h"
 #include "house.h"
+#include "mapping.h"
 #include "qmp.h"
 #include "qmp-dispatch.h"
 #include "qmp-query.h"
@@ -173,6 +174,64 @@ check_nodes (json_t *value, const char *path, struct error *err)
   return qmp_check_array (value, path, err, check_node_name);
 }
 
+/* ---- block-bitmap-mapping ---- */
+
+static const struct qmp_param transform_params[] = {
+  { .name = "persistent", .type = QMP_BOOL, .optional = true },
+  { .name = NULL },
+};
+
+static int
+check_transform (json_t *value, const char *path, struct error *err)
+{
+  return qmp_check_object (value, transform_params, path, err);
+}
+
+static const struct qmp_param bitmap_alias_params[] = {
+  { .name = "name", .type = QMP_STRING },
+  { .name = "alias", .type = QMP_STRING },
+  { .name = "transform", .type = QMP_OBJECT, .optional = true,
+    .check = check_transform },
+  { .name = NULL },
+};
+
+static int
+check_bitmap_alias (json_t *value, const char *path, struct error *err)
+{
+  if (qmp_check_type (value, QMP_OBJECT, path, path, err) == -1)
+    return -1;
+  return qmp_check_object (value, bitmap_alias_params, path, err);
+}
+
+static int
+check_bitmap_aliases (json_t *value, const char *path, struct error *err)
+{
+  return qmp_check_array (value, path, err, check_bitmap_alias);
+}
+
+static const struct qmp_param node_alias_params[] = {
+  { .name = "node-name", .type = QMP_STRING },
+  { .name = "alias", .type = QMP_STRING },
+  { .name = "bitmaps", .type = QMP_ARRAY, .check = check_bitmap_aliases },
+  { .name = NULL },
+};
+
+static int
+check_node_alias (json_t *value, const char *path, struct error *err)
+{
+  if (qmp_check_type (value, QMP_OBJECT, path, path, err) == -1)
+    return -1;
+  return qmp_check_object (value, node_alias_params, path, err);
+}
+
+static int
+check_mapping (json_t *value, const char *path, struct error *err)
+{
+  if (qmp_check_array (value, path, err, check_node_alias) == -1)
+    return -1;
+  return mapping_check (value, err);
+}
+
 static const struct qmp_param migrate_params[] = {
   { .name = "uri", .type = QMP_STRING },
   { .name = "blk", .type = QMP_BOOL, .optional = true },
@@ -183,6 +242,8 @@ static const struct qmp_param migrate_params[] = {
     .check = check_nodes },
   { .name = "x-ferry-data-only", .type = QMP_BOOL, .optional = true },
   { .name = "x-ferry-bitmaps-to", .type = QMP_STRING, .optional = true },
+  { .name = "x-ferry-mapping", .type = QMP_ARRAY, .optional = true,
+    .check = check_mapping },
   { .name = "x-ferry-overwrite", .type = QMP_BOOL, .optional = true },
   { .name = NULL },
 };
@@ -288,6 +349,8 @@ run_migrate (json_t *args, struct error *err)
 
   params.overwrite =
     json_is_true (json_object_get (args, "x-ferry-overwrite"));
+  if (json_object_get (args, "x-ferry-mapping"))
+    params.mapping = json_object_get (args, "x-ferry-mapping");
   join_last ();
   if (is_data_only (args))
     p = plain_start (drives, nr, uri, string (args, "x-ferry-bitmaps-to"),
@@ -436,6 +499,8 @@ static const struct qmp_param set_params[] = {
     .check = check_channels },
   { .name = "multifd-compression", .type = QMP_STRING, .optional = true,
     .check = check_compression },
+  { .name = "block-bitmap-mapping", .type = QMP_ARRAY, .optional = true,
+    .check = check_mapping },
   { .name = NULL },
 };
 
@@ -455,6 +520,11 @@ run_set_parameters (json_t *args, struct error *err)
     migrate_compression_parse
       (json_string_value (json_object_get (args, "multifd-compression")),
        &p->compression);
+  if (json_object_get (args, "block-bitmap-mapping")) {
+    json_decref (p->mapping);
+    p->mapping = json_deep_copy (json_object_get (args,
+                                                  "block-bitmap-mapping"));
+  }
   /* Beyond that, a number has no place in our JSON, or on any wire. */
   if (p->max_bandwidth > INT64_MAX)
     p->max_bandwidth = INT64_MAX;
@@ -470,15 +540,19 @@ query_parameters (json_t *args, struct error *err)
 {
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&house.lock);
   const struct migrate_params *p = &house.params;
+  json_t *result;
 
   (void) args;
   (void) err;
-  return json_pack ("{s:I, s:I, s:I, s:s}",
+  result = json_pack ("{s:I, s:I, s:I, s:s}",
                     "max-bandwidth", (json_int_t) p->max_bandwidth,
                     "downtime-limit", (json_int_t) p->downtime_limit,
                     "multifd-channels", (json_int_t) p->channels,
                     "multifd-compression",
                     migrate_compression_name (p->compression));
+  if (p->mapping)
+    json_object_set (result, "block-bitmap-mapping", p->mapping);
+  return result;
 }
 
 /* QEMU's own name of migrate-cancel has an underscore. */
