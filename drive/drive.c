@@ -19,6 +19,7 @@
 #include "keeper.h"
 #include "load.h"
 #include "source.h"
+#include "takeover.h"
 
 bool
 drive_is_elsewhere (const struct drive *d)
@@ -226,7 +227,15 @@ open_state (struct drive *d, const struct drive_options *opt,
     return -1;
   rec = *journal_get (d->journal); /* its strings stay the journal's */
   rec.reasons = NULL;
-  if (decide_mode (d, &rec, opt->incoming, err) == -1)
+  if (opt->takeover) {
+    r = takeover_check (&rec, opt->force, err);
+    takeover_record (&rec);
+    d->mode = DRIVE_ACTIVE;
+    d->taken_over = true;
+  }
+  else
+    r = decide_mode (d, &rec, opt->incoming, err);
+  if (r == -1)
     return error_prefix (err, "%s", path);
   if (serve_part (d, &rec, err) == -1)
     return -1;

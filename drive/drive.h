@@ -102,6 +102,7 @@ struct drive {
   struct trust *trust; /* the times of the last writes; NULL: no bitmaps are
                           kept here */
   enum trust_verdict verdict; /* upon the disk as it was found */
+  bool taken_over;  /* by this open */
   bool found_clean; /* closed in good order, and nobody wrote since */
   enum drive_durability durability;
   struct activity *activity; /* the activity log; NULL: no bitmaps are kept */
@@ -158,6 +159,8 @@ struct drive_options {
   uint64_t import_granularity; /* bytes, 0: the default */
   enum drive_durability durability;
   bool incoming;         /* be a destination, if the journal allows it */
+  bool takeover;         /* become active, see takeover.h; 'force': the same */
+  bool force;
 };
 
 /* Open the disk and its state directory (created if missing).  What the

@@ -54,7 +54,8 @@ check_drive (struct drive *d, const struct uuid *session, json_t *disk,
         !(uuid_equal (&rec->lineage, &l) &&
           rec->generation == (uint64_t) generation))
       return error_set (err, EBUSY, "disk '%s' at the destination waits for "
-                        "another migration to hand it over", d->name);
+                        "another migration to hand it over (if its source is "
+                        "gone for good: nbdferry takeover)", d->name);
     break;
   default:
     return error_set (err, EBUSY, "disk '%s' is %s at the destination; only "
@@ -381,6 +382,7 @@ prepare_drive (struct session *s, struct drive *d, json_t *disk,
   rec.session = s->id;
   rec.attempt = attempt;
   rec.peer = NULL;
+  rec.together = s->nr;
   rec.coordinator = d == s->drives[0]
                       ? NULL
                       : (char *) journal_path (s->drives[0]->journal);
