@@ -15,17 +15,17 @@
 #include "command.h"
 #include "control.h"
 #include "follow.h"
+#include "mapping-options.h"
 #include "migrate-local.h"
+#include "nodes.h"
 #include "output.h"
 #include "progress.h"
 #include "size.h"
 
-#define MAX_NODES 256
 #define MAX_ATTACH 64
 
 struct migrate_values {
-  const char *nodes[MAX_NODES];
-  size_t nr_nodes;
+  struct mapping_options names;
   uint64_t channels;            /* 0: not given */
   uint64_t max_bandwidth, downtime_limit;
   bool has_bandwidth, has_downtime;
@@ -35,7 +35,7 @@ struct migrate_values {
   size_t nr_attach;
   const char *bitmaps_to;       /* or NULL */
   const char *state;            /* or NULL */
-  bool data_only, no_wait, json;
+  bool overwrite, data_only, no_wait, json;
 };
 
 enum {
@@ -46,6 +46,9 @@ enum {
   OPT_ATTACH,
   OPT_COPY_MODE,
   OPT_NODE,
+  OPT_BITMAP,
+  OPT_NO_BITMAPS,
+  OPT_OVERWRITE,
   OPT_NO_WAIT,
   OPT_JSON,
   OPT_DATA_ONLY,
@@ -62,6 +65,9 @@ static const struct option options[] = {
   { "attach", required_argument, NULL, OPT_ATTACH },
   { "copy-mode", required_argument, NULL, OPT_COPY_MODE },
   { "node", required_argument, NULL, OPT_NODE },
+  { "bitmap", required_argument, NULL, OPT_BITMAP },
+  { "no-bitmaps", no_argument, NULL, OPT_NO_BITMAPS },
+  { "overwrite", no_argument, NULL, OPT_OVERWRITE },
   { "no-wait", no_argument, NULL, OPT_NO_WAIT },
   { "json", no_argument, NULL, OPT_JSON },
   { "data-only", no_argument, NULL, OPT_DATA_ONLY },
@@ -130,10 +136,17 @@ migrate_option (const struct command *cmd, int c, const char *arg,
     v->copy_mode = arg;
     break;
   case OPT_NODE:
-    if (v->nr_nodes == MAX_NODES)
-      return usage_error (cmd, "--node: more than %d disks", MAX_NODES);
-    v->nodes[v->nr_nodes++] = arg;
+    if (v->names.nr_nodes == MAX_MAPPED)
+      return usage_error (cmd, "--node: more than %d disks", MAX_MAPPED);
+    v->names.nodes[v->names.nr_nodes++] = arg;
     break;
+  case OPT_BITMAP:
+    if (v->names.nr_bitmaps == MAX_MAPPED)
+      return usage_error (cmd, "--bitmap: more than %d bitmaps", MAX_MAPPED);
+    v->names.bitmaps[v->names.nr_bitmaps++] = arg;
+    break;
+  case OPT_NO_BITMAPS: v->names.no_bitmaps = true; break;
+  case OPT_OVERWRITE: v->overwrite = true; break;
   case OPT_NO_WAIT: v->no_wait = true; break;
   case OPT_DATA_ONLY: v->data_only = true; break;
   case OPT_BITMAPS_TO: v->bitmaps_to = arg; break;
@@ -199,11 +212,11 @@ add_attached (json_t *args, const struct migrate_values *v, struct error *err)
 
 /* NULL on error. */
 static json_t *
-migrate_arguments (const char *uri, const struct migrate_values *v,
-                   struct error *err)
+migrate_arguments (struct control *c, const char *uri,
+                   const struct migrate_values *v, struct error *err)
 {
-  json_t *args = json_pack ("{s:s}", "uri", uri), *nodes;
-  size_t i;
+  json_t *args = json_pack ("{s:s}", "uri", uri);
+  json_auto_t *nodes = NULL;
 
   if (v->data_only)
     json_object_set_new (args, "x-ferry-data-only", json_true ());
@@ -214,13 +227,16 @@ migrate_arguments (const char *uri, const struct migrate_values *v,
     json_decref (args);
     return NULL;
   }
-  if (v->nr_nodes == 0)
+  if (v->overwrite)
+    json_object_set_new (args, "x-ferry-overwrite", json_true ());
+  if (!mapping_options_any (&v->names))
     return args;
-  nodes = json_array ();
-  for (i = 0; i < v->nr_nodes; i++)
-    json_array_append_new (nodes, json_string (v->nodes[i]));
-  json_object_set_new (args, "x-ferry-nodes", nodes);
-  return args;
+  nodes = nodes_query (c, err);
+  if (nodes &&
+      mapping_options_add (&v->names, uri, nodes, args, err) == 0)
+    return args;
+  json_decref (args);
+  return NULL;
 }
 
 /* Begin it, and leave it to the daemon. */
@@ -256,7 +272,7 @@ run_by_daemon (char **args, const struct migrate_values *v)
   int status = STATUS_DONE;
 
   if (c == NULL ||
-      (arguments = migrate_arguments (args[1], v, &err)) == NULL ||
+      (arguments = migrate_arguments (c, args[1], v, &err)) == NULL ||
       set_parameters (c, v, &err) == -1 ||
       (v->no_wait &&
        begin_only (c, json_incref (arguments), v, &err) == -1)) {
@@ -323,6 +339,7 @@ run_here (char **args, size_t nr, const struct migrate_values *v)
       return STATUS_FAILED;
     }
   }
+  m.params.overwrite = v->overwrite;
   progress_init (&progress, v->json);
   return migrate_locally (&m, &progress);
 }
@@ -337,14 +354,17 @@ check_usage (const struct command *cmd, char **args, size_t nr, bool here,
                         "bitmaps go with the disk");
   if (v->nr_attach > 0 && v->data_only)
     return usage_error (cmd, "--attach does not go with --data-only");
+  if (v->names.no_bitmaps && v->names.nr_bitmaps > 0)
+    return usage_error (cmd, "--bitmap and --no-bitmaps exclude each other");
   if (!here && nr > 2)
     return usage_error (cmd, "one argument too many: '%s'", args[2]);
   if (!here && v->state)
     return usage_error (cmd, "--state is for a disk that no daemon has; a "
                         "daemon knows its own");
-  if (here && (v->nr_nodes > 0 || v->no_wait))
+  if (here && (mapping_options_any (&v->names) || v->no_wait))
     return usage_error (cmd, "%s is for a daemon, but '%s' is no control "
-                        "socket", v->no_wait ? "--no-wait" : "--node",
+                        "socket", v->no_wait ? "--no-wait" :
+                        v->names.nr_nodes ? "--node" : "the choice of bitmaps",
                         args[0]);
   if (here && v->state && nr > 2)
     return usage_error (cmd, "--state is for one disk, but there are %zu",
@@ -403,11 +423,18 @@ const struct command migrate_command = {
     "                          state directory over there; several times\n"
     "  --copy-mode MODE        background, or write-blocking: a write is at the\n"
     "                          destination before it is acknowledged\n"
-    "  --node NODE             only this disk; may be given several times\n"
+    "  --node NODE[=NAME]      only this disk, and what it is called there;\n"
+    "                          may be given several times\n"
+    "  --bitmap [NODE/]NAME[=ALIAS]\n"
+    "                          only this bitmap, and what it is called there;\n"
+    "                          may be given several times\n"
+    "  --no-bitmaps            only the data\n"
     "  --data-only             URI is any NBD server: copy the data there, as\n"
     "                          of one instant; the disk stays here\n"
     "  --bitmaps-to FILE       with it, the bitmaps into a new qcow2 image\n"
     "  --state DIR             the state directory of the only DISK\n"
+    "  --overwrite             overwrite what is on the destination's disks:\n"
+    "                          file systems, partition tables and the like\n"
     "  --no-wait               do not wait for the end\n"
     "  --json                  print each status as JSON on a line\n"
     "  -h, --help              print this help\n"

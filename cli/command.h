@@ -46,6 +46,6 @@ int usage_error (const struct command *cmd, const char *fmt, ...)
   __attribute__ ((format (printf, 2, 3)));
 
 extern const struct command bitmap_command, migrate_command, recover_command,
-  status_command;
+  status_command, takeover_command;
 
 #endif /* FERRY_COMMAND_H */

@@ -23,7 +23,8 @@ static const struct option main_options[] = {
 };
 
 static const struct command *const main_group[] = {
-  &status_command, &bitmap_command, &migrate_command, &recover_command, NULL,
+  &status_command, &bitmap_command, &migrate_command, &recover_command,
+  &takeover_command, NULL,
 };
 
 static const struct command main_command = {

@@ -67,6 +67,13 @@ struct disk_ops {
    * under way get a few seconds.  NULL: there is no such thing.
    */
   void (*hurry) (struct disk *d);
+  /* See that the system does not use it otherwise (disk/claim.h), and keep it
+   * so until it is released or closed.  1: that is so already; 0; or -1 with
+   * EBUSY and who uses it.  The caller serialises.  NULL, both of them: who
+   * uses it is somebody else's business.
+   */
+  int (*claim) (struct disk *d, struct error *err);
+  void (*release) (struct disk *d);
   void (*close) (struct disk *d); /* frees it */
 };
 
@@ -77,6 +84,7 @@ struct disk {
   bool readonly;
   bool can_extents;
   bool rotational;
+  bool fixed_size; /* a device: it may be larger than what is kept on it */
 };
 
 /* Open a raw file or a block device, and lock it as QEMU does.  If 'create'

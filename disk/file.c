@@ -23,6 +23,7 @@
 #include <sys/vfs.h>
 #include <unistd.h>
 
+#include "claim.h"
 #include "cleanup.h"
 #include "disk.h"
 #include "lock.h"
@@ -30,6 +31,8 @@
 struct file {
   struct disk disk;
   int fd;
+  char *path;
+  int claim;                /* or -1; changed under the caller's lock */
   bool is_block;
   unsigned sector;          /* of a block device, bytes */
   atomic_bool no_punch;     /* FALLOC_FL_PUNCH_HOLE is refused */
@@ -310,12 +313,31 @@ file_extent (struct disk *d, uint64_t offset, uint64_t end,
   return 0;
 }
 
+static int
+file_claim (struct disk *d, struct error *err)
+{
+  struct file *f = (struct file *) d;
+
+  return f->claim >= 0 ? 1 : claim_fd (f->fd, f->path, &f->claim, err);
+}
+
+static void
+file_release (struct disk *d)
+{
+  struct file *f = (struct file *) d;
+
+  claim_release (f->fd, f->claim);
+  f->claim = -1;
+}
+
 static void
 file_close (struct disk *d)
 {
   struct file *f = (struct file *) d;
 
+  file_release (d);
   close (f->fd);
+  free (f->path);
   free (f);
 }
 
@@ -330,6 +352,8 @@ static const struct disk_ops file_ops = {
   .cache = file_cache,
   .extent = file_extent,
   .next_data = file_next_data,
+  .claim = file_claim,
+  .release = file_release,
   .close = file_close,
 };
 
@@ -374,7 +398,7 @@ probe_size (struct file *f, const char *path, struct error *err)
 
   if (fstat (f->fd, &st) == -1)
     return error_set (err, errno, "stat %s: %m", path);
-  f->is_block = S_ISBLK (st.st_mode);
+  f->is_block = f->disk.fixed_size = S_ISBLK (st.st_mode);
   if (!f->is_block && !S_ISREG (st.st_mode))
     return error_set (err, EINVAL,
                       "%s: neither a regular file nor a block device", path);
@@ -413,6 +437,12 @@ disk_open_file (const char *path, uint64_t create, bool readonly,
     return NULL;
   }
   f->disk.ops = &file_ops;
+  f->claim = -1;
+  f->path = strdup (path);
+  if (f->path == NULL) {
+    error_set (err, ENOMEM, "%s: %m", path);
+    goto free_it;
+  }
   f->fd = open_fd (path, create, &readonly, err);
   if (f->fd == -1)
     goto free_it;
@@ -426,6 +456,7 @@ disk_open_file (const char *path, uint64_t create, bool readonly,
  close_it:
   close (f->fd);
  free_it:
+  free (f->path);
   free (f);
   return NULL;
 }

@@ -19,6 +19,7 @@
 #include "keeper.h"
 #include "load.h"
 #include "source.h"
+#include "takeover.h"
 
 bool
 drive_is_elsewhere (const struct drive *d)
@@ -155,9 +156,9 @@ decide_mode (struct drive *d, struct journal_record *rec, bool incoming,
  * at once, since 'lastwrite' will no longer say them; not in the name of this
  * boot, though, if the crash was in another one.
  */
-static int
-open_store (struct drive *d, bool created, struct journal_record *rec,
-            struct error *err)
+int
+drive_open_store (struct drive *d, bool created, struct journal_record *rec,
+                  struct error *err)
 {
   const struct journal_record *was = journal_get (d->journal);
   bool given_up;
@@ -187,6 +188,22 @@ open_store (struct drive *d, bool created, struct journal_record *rec,
   return 0;
 }
 
+/* Of a device that is larger than the disk that came to it, so much is the
+ * disk.
+ */
+static int
+serve_part (struct drive *d, const struct journal_record *rec,
+            struct error *err)
+{
+  if (rec->served_size > d->disk->size)
+    return error_set (err, EINVAL, "%s has %" PRIu64 " bytes, but the disk on "
+                      "it has %" PRIu64, d->path, d->disk->size,
+                      rec->served_size);
+  if (rec->served_size > 0)
+    d->size = rec->served_size;
+  return 0;
+}
+
 static int
 open_state (struct drive *d, const struct drive_options *opt,
             struct error *err)
@@ -210,9 +227,19 @@ open_state (struct drive *d, const struct drive_options *opt,
     return -1;
   rec = *journal_get (d->journal); /* its strings stay the journal's */
   rec.reasons = NULL;
-  if (decide_mode (d, &rec, opt->incoming, err) == -1)
+  if (opt->takeover) {
+    r = takeover_check (&rec, opt->force, err);
+    takeover_record (&rec);
+    d->mode = DRIVE_ACTIVE;
+    d->taken_over = true;
+  }
+  else
+    r = decide_mode (d, &rec, opt->incoming, err);
+  if (r == -1)
     return error_prefix (err, "%s", path);
-  r = d->mode == DRIVE_GONE ? 0 : open_store (d, created, &rec, err);
+  if (serve_part (d, &rec, err) == -1)
+    return -1;
+  r = d->mode == DRIVE_GONE ? 0 : drive_open_store (d, created, &rec, err);
   if (r == 0) {
     rec.clean = false;
     r = journal_write (d->journal, &rec, err);
@@ -221,8 +248,8 @@ open_state (struct drive *d, const struct drive_options *opt,
   return r;
 }
 
-static struct drive *
-alloc_drive (const struct drive_options *opt, struct error *err)
+struct drive *
+drive_alloc (const struct drive_options *opt, struct error *err)
 {
   /* Aligned for the shards of its gates. */
   struct drive *d = aligned_alloc (_Alignof (struct drive), sizeof *d);
@@ -281,7 +308,7 @@ close_as_found (struct drive *d)
 struct drive *
 drive_open (const struct drive_options *opt, struct error *err)
 {
-  struct drive *d = alloc_drive (opt, err);
+  struct drive *d = drive_alloc (opt, err);
 
   if (d == NULL)
     return NULL;
@@ -363,8 +390,8 @@ settle (struct disk *disk)
 }
 
 /* The store as a clean close leaves it.  Control lock held, nobody inside. */
-static int
-close_store (struct drive *d, struct error *err)
+int
+drive_close_store (struct drive *d, struct error *err)
 {
   json_auto_t *reasons = reasons_to_json (d);
   struct journal_record rec;
@@ -427,7 +454,7 @@ drive_shutdown (struct drive *d, struct error *err)
   free (marks);
   drive_end_hooks (d, "the daemon ends");
   pthread_mutex_lock (&d->list);
-  r = close_store (d, err);
+  r = drive_close_store (d, err);
   pthread_mutex_unlock (&d->list);
   gate_open (&d->reads);
   gate_open (&d->writes);

@@ -108,11 +108,11 @@ struct drive {
   char *state_dir; /* absolute */
   char *data_file; /* what bitmaps.qcow2 has for its data file, absolute */
   char *sidecar;   /* path of bitmaps.qcow2 in it */
-  uint64_t size;   /* bytes */
   struct disk *disk;
   struct trust *trust; /* the times of the last writes; NULL: no bitmaps are
                           kept here */
   enum trust_verdict verdict; /* upon the disk as it was found */
+  bool taken_over;  /* by this open */
   bool found_clean; /* closed in good order, and nobody wrote since */
   enum drive_durability durability;
   struct activity *activity; /* the activity log; NULL: no bitmaps are kept */
@@ -121,6 +121,8 @@ struct drive {
   struct marks *marks;   /* read inside 'writes', replaced while it is shut */
   struct hooks *hooks;   /* the same; NULL: none */
   enum drive_mode mode;  /* read under control, list, or inside a gate */
+  uint64_t size;         /* bytes; like 'mode', and changes only in a
+                            destination that nobody uses (drive_resize) */
   struct disk *remote;   /* of DRIVE_FORWARD, like 'mode' */
   _Atomic (struct drive_mirror *) mirror; /* or NULL; see drive_set_mirror */
   atomic_uint_fast64_t delay_ns; /* each write waits that long; relaxed: a
@@ -168,6 +170,8 @@ struct drive_options {
   uint64_t import_granularity; /* bytes, 0: the default */
   enum drive_durability durability;
   bool incoming;         /* be a destination, if the journal allows it */
+  bool takeover;         /* become active, see takeover.h; 'force': the same */
+  bool force;
 };
 
 /* Open the disk and its state directory (created if missing).  What the
@@ -260,6 +264,15 @@ void drive_end_hooks (struct drive *d, const char *why);
  * elsewhere.  Takes control and list.
  */
 void drive_forget_hook (struct drive *d, const struct write_hook *h);
+/* Make a destination serve that many bytes of its disk, which is a device of
+ * at least as many: its store is closed, and opened again as one of that size.
+ * Bitmaps that were still coming in are gone, and transient ones become all
+ * dirty.  It is for who records that data has come to record the size, too
+ * (served_size).  Takes control; nobody uses the drive otherwise, but for
+ * looks at it.  On error it is as it was, or (store: NULL) of no use before the
+ * next start.
+ */
+int drive_resize (struct drive *d, uint64_t size, struct error *err);
 
 /* Change who serves the disk; 'remote' (taken over) for DRIVE_FORWARD.  The
  * control lock is held, both gates are shut.

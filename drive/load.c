@@ -138,6 +138,15 @@ list_bitmap (struct drive *d, const struct qcow2_entry *e, struct error *err)
   return nb;
 }
 
+/* Taken over when only a part had come: bitmaps that were here before know
+ * nothing of that.
+ */
+static bool
+is_patchwork (const struct load *l)
+{
+  return l->drive->taken_over && l->was->state == JOURNAL_INCOMING;
+}
+
 static int
 load_bitmap (struct load *l, const struct qcow2_entry *e, bool incoming,
              struct error *err)
@@ -162,6 +171,8 @@ load_bitmap (struct load *l, const struct qcow2_entry *e, bool incoming,
     return -1;
   if (lacks_bits (l, nb))
     dirty_armed (l, nb);
+  if (nb->recording && is_patchwork (l))
+    bitmap_set (nb->bits, 0, d->size);
   /* The store sees to it, unless QEMU made it larger: that leaves it clean. */
   if (nb->recording && d->verdict == TRUST_RESIZED &&
       d->size > l->was->trust.disk_size)
@@ -219,6 +230,11 @@ give_reasons (struct load *l)
     else if (lacks_bits (l, nb)) {
       drive_set_reason (d, nb, "%s was made dirty after %s", what_armed (l),
                         what_happened (l));
+      l->news = true;
+    }
+    else if (nb->recording && is_patchwork (l)) {
+      drive_set_reason (d, nb, "all of it was made dirty, because a migration "
+                        "to the disk had begun");
       l->news = true;
     }
     else if (nb->recording && d->verdict == TRUST_RESIZED) {
@@ -287,7 +303,7 @@ load_bitmaps (struct load *l, struct error *err)
     bool in = incoming_names_has (coming, entries[i].name);
 
     if ((in && l->was->state == JOURNAL_INCOMING) ||
-        l->was->state == JOURNAL_GONE) {
+        (l->was->state == JOURNAL_GONE && !d->taken_over)) {
       changed = true;
       continue;
     }
@@ -302,11 +318,24 @@ load_bitmaps (struct load *l, struct error *err)
   return points_load (d, may_lack_points (l), err);
 }
 
+/* Of a disk that is taken back the journal was written since its bitmaps were
+ * left, perhaps in another boot; only 'lastwrite' tells.
+ */
+static void
+forget_boot (const struct drive *d, const struct trust_left *left,
+             struct journal_record *was)
+{
+  if (d->taken_over && !left->valid &&
+      (was->state == JOURNAL_GONE || was->state == JOURNAL_DOUBT))
+    was->boot_id[0] = '\0';
+}
+
 int
 drive_load (struct drive *d, bool created, bool *news, struct error *err)
 {
+  struct journal_record was = *journal_get (d->journal);
   struct load l = {
-    .drive = d, .was = journal_get (d->journal), .created = created,
+    .drive = d, .was = &was, .created = created,
   };
   struct trust_case c = {
     .disk_path = d->path, .state_dir = d->state_dir,
@@ -314,6 +343,7 @@ drive_load (struct drive *d, bool created, bool *news, struct error *err)
   };
   CLEANUP_FREE char *path = NULL, *log = NULL;
   char boot[37];
+  size_t nr;
 
   if (asprintf (&path, "%s/lastwrite", d->state_dir) == -1)
     path = NULL;
@@ -332,7 +362,10 @@ drive_load (struct drive *d, bool created, bool *news, struct error *err)
   if (d->store == NULL)
     return -1;
   qcow2_report_lost (d->store, &d->store_failed);
+  forget_boot (d, &c.left, &was);
   c.found = l.found;
+  qcow2_entries (d->store, &nr);
+  c.no_bitmaps = nr == 0;
   l.failed = c.left.failed;
   d->verdict = trust_judge (&c, l.why);
   d->found_clean = l.found == QCOW2_CLEAN && l.was->clean &&

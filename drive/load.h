@@ -18,4 +18,21 @@ int drive_load (struct drive *d, bool created, bool *news, struct error *err);
  */
 int drive_start_log (struct drive *d, struct error *err);
 
+/* ---- drive.c, for drive/resize.c ---- */
+
+/* A drive without a disk, its names copied.  NULL on error. */
+struct drive *drive_alloc (const struct drive_options *opt,
+                           struct error *err);
+
+/* Load the store, and record in the journal what came of it; 'rec' is what is
+ * to be recorded next, by the caller.  Control held, or nobody knows it yet.
+ */
+int drive_open_store (struct drive *d, bool created,
+                      struct journal_record *rec, struct error *err);
+
+/* Close the store in good order, and say so in the journal.  Its persistent
+ * bitmaps have no bits any more.  Control held, nobody inside the gates.
+ */
+int drive_close_store (struct drive *d, struct error *err);
+
 #endif /* FERRY_LOAD_H */

@@ -129,6 +129,7 @@ record_shipment (struct outgoing *o, size_t i, enum journal_state state,
   rec.peer = s->peer;
   rec.acknowledged = false;
   rec.coordinator = NULL;
+  rec.together = o->nr;
   if (i > 0) {
     struct journal *first = o->shipments[0].drive->journal;
 

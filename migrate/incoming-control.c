@@ -17,6 +17,7 @@
 #include <string.h>
 
 #include "cleanup.h"
+#include "guard.h"
 #include "incoming-impl.h"
 #include "incoming-names.h"
 
@@ -53,7 +54,8 @@ check_drive (struct drive *d, const struct uuid *session, json_t *disk,
         !(uuid_equal (&rec->lineage, &l) &&
           rec->generation == (uint64_t) generation))
       return error_set (err, EBUSY, "disk '%s' at the destination waits for "
-                        "another migration to hand it over", d->name);
+                        "another migration to hand it over (if its source is "
+                        "gone for good: nbdferry takeover)", d->name);
     break;
   default:
     return error_set (err, EBUSY, "disk '%s' is %s at the destination; only "
@@ -61,15 +63,20 @@ check_drive (struct drive *d, const struct uuid *session, json_t *disk,
                       "is not in use there, can receive it", d->name,
                       drive_mode_name (d->mode));
   }
-  if ((uint64_t) size > d->size)
+  if ((uint64_t) size > d->disk->size)
     return error_set (err, ENOSPC, "disk '%s' is too small at the "
                       "destination: %" PRIu64 " bytes instead of %" PRIu64,
-                      d->name, d->size, (uint64_t) size);
-  if ((uint64_t) size < d->size)
+                      d->name, d->disk->size, (uint64_t) size);
+  /* A file can be made the right size. */
+  if ((uint64_t) size < d->disk->size && !d->disk->fixed_size)
     return error_set (err, EINVAL, "disk '%s' has %" PRIu64 " bytes at the "
-                      "destination instead of %" PRIu64, d->name, d->size,
-                      (uint64_t) size);
-  return 0;
+                      "destination instead of %" PRIu64, d->name,
+                      d->disk->size, (uint64_t) size);
+  if (size % 512 != 0)
+    return incoming_malformed ("HELLO", err);
+  return guard_check (d, session, &l,
+                      json_is_true (json_object_get (disk, "overwrite")),
+                      err);
 }
 
 /* What is on the disk is that session's from here on, durably.  Control held.
@@ -85,6 +92,7 @@ record_incoming (struct drive *d, const struct uuid *session,
   rec.attempt = 0;
   rec.acknowledged = false;
   rec.coordinator = rec.peer = NULL;
+  rec.served_size = d->size < d->disk->size ? d->size : 0;
   return drive_record (d, &rec, err);
 }
 
@@ -117,7 +125,9 @@ incoming_begin (struct session *s, struct error *err)
     int r;
 
     pthread_mutex_lock (&d->control);
-    r = record_incoming (d, &s->id, err);
+    r = guard_hold (d, err);
+    if (r == 0)
+      r = record_incoming (d, &s->id, err);
     pthread_mutex_unlock (&d->control);
     if (r == -1)
       return -1;
@@ -183,6 +193,13 @@ forsake (struct incoming *in, struct session *s)
   session_unref (in, s);
 }
 
+static uint64_t
+hello_size (json_t *disks, size_t i)
+{
+  return json_integer_value (json_object_get (json_array_get (disks, i),
+                                              "size"));
+}
+
 /* Find the drives of a session; all checks come before the first change. */
 static struct session *
 begin_session (struct incoming *in, const struct uuid *id, json_t *disks,
@@ -237,6 +254,8 @@ begin_session (struct incoming *in, const struct uuid *id, json_t *disks,
     pthread_mutex_lock (&d->control);
     r = take_drive (d, id, err);
     pthread_mutex_unlock (&d->control);
+    if (r == 0)
+      r = drive_resize (d, hello_size (disks, i), err);
     if (r == -1)
       goto fail;
   }
@@ -369,6 +388,7 @@ prepare_drive (struct session *s, struct drive *d, json_t *disk,
   rec.session = s->id;
   rec.attempt = attempt;
   rec.peer = NULL;
+  rec.together = s->nr;
   rec.coordinator = d == s->drives[0]
                       ? NULL
                       : (char *) journal_path (s->drives[0]->journal);

@@ -17,6 +17,7 @@
 
 #include "cleanup.h"
 #include "clock.h"
+#include "mapping.h"
 #include "outgoing-impl.h"
 
 /* ---- setting up ---- */
@@ -41,6 +42,9 @@ hello_body (struct outgoing *o)
       disks, json_pack ("{s:s, s:I, s:s, s:I}", "name", s->name, "size",
                         (json_int_t) s->drive->size, "lineage", lineage,
                         "generation", (json_int_t) generation));
+    if (o->params.overwrite)
+      json_object_set_new (json_array_get (disks, i), "overwrite",
+                           json_true ());
   }
   return json_pack ("{s:o}", "disks", disks);
 }
@@ -65,8 +69,9 @@ open_channel (struct outgoing *o, uint32_t number, const struct stop *stop,
   }
   c = client_connect (o->uri, export, stop, timeout_ms, err);
   if (c == NULL) {
-    error_prefix (err, "is it a server with incoming=on, and a disk '%s'? (one of "
-                  "another kind gets a copy of the data with --data-only)",
+    error_prefix (err, "is it a server with incoming=on, with a disk '%s', and "
+                  "reached with TLS if it is on another host? (one of another "
+                  "kind gets a copy of the data with --data-only)",
                   o->shipments[0].name);
     return NULL;
   }
@@ -326,9 +331,26 @@ alloc_outgoing (struct drive *const *drives, size_t nr, const char *uri,
   return NULL;
 }
 
+/* What the drive is called over there; NULL: the URI and the mapping do not
+ * agree.
+ */
+static const char *
+name_there (const struct outgoing *o, const struct drive *d,
+            const char *export, const json_t *mapping, struct error *err)
+{
+  const char *alias = mapping_disk (mapping, d->name);
+
+  if (export[0] && alias && strcmp (export, alias) != 0) {
+    error_set (err, EINVAL, "%s names the disk '%s', but block-bitmap-mapping "
+               "calls it '%s'", o->uri, export, alias);
+    return NULL;
+  }
+  return export[0] ? export : alias ? alias : d->name;
+}
+
 static int
 load_shipments (struct outgoing *o, struct drive *const *drives,
-                struct error *err)
+                json_t *mapping, struct error *err)
 {
   CLEANUP_FREE char *export = client_uri_export (o->uri, err);
 
@@ -338,6 +360,14 @@ load_shipments (struct outgoing *o, struct drive *const *drives,
     return error_set (err, EINVAL, "%s names one disk, but %zu are to move; "
                       "name only the server", o->uri, o->nr);
   for (size_t i = 0; i < o->nr; i++) {
+    const char *name = name_there (o, drives[i], export, mapping, err);
+
+    if (name == NULL)
+      return -1;
+    for (size_t k = 0; k < i; k++)
+      if (strcmp (o->shipments[k].name, name) == 0)
+        return error_set (err, EINVAL, "two disks would be called '%s' at "
+                          "the destination", name);
     if (atomic_load (&drives[i]->store_failed))
       return error_set (err, EIO, "disk '%s' has lost bits of its bitmaps to "
                         "an error of the storage under %s; restart the server "
@@ -346,9 +376,10 @@ load_shipments (struct outgoing *o, struct drive *const *drives,
     if (drives[i]->journal == NULL)
       return error_set (err, EROFS, "disk '%s' is open for reading only, and "
                         "cannot be handed over", drives[i]->name);
-    if (shipment_init (&o->shipments[i], drives[i], i, o->uri,
-                       export[0] ? export : drives[i]->name, err) == -1)
+    if (shipment_init (&o->shipments[i], drives[i], i, o->uri, name, err) ==
+        -1)
       return -1;
+    o->shipments[i].mapping = json_incref (mapping);
     shipment_mark_all (&o->shipments[i]);
   }
   return 0;
@@ -366,12 +397,13 @@ outgoing_start (struct drive *const *drives, size_t nr, const char *uri,
 
   if (o == NULL)
     return NULL;
-  if (load_shipments (o, drives, err) == -1)
+  if (load_shipments (o, drives, params->mapping, err) == -1)
     goto fail;
   o->changed = changed;
   o->opaque = opaque;
   o->params = *params;
   o->blobs = params->blobs;
+  o->params.mapping = NULL; /* the shipments have it */
   o->producers = 1;
   if (params->compression != MIGRATE_COMPRESSION_NONE && cpus > 1)
     o->producers = cpus < MAX_PRODUCERS ? cpus : MAX_PRODUCERS;

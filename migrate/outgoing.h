@@ -9,6 +9,8 @@
 #ifndef FERRY_OUTGOING_H
 #define FERRY_OUTGOING_H
 
+#include <jansson.h>
+
 #include "drive.h"
 #include "error.h"
 #include "mirror.h"
@@ -35,6 +37,9 @@ struct migrate_params {
   enum migrate_copy_mode copy_mode;
   struct blobs *blobs; /* files that go along, or NULL; an outgoing that could
                           be started has taken them over */
+  bool overwrite;          /* the destination's disks, whatever they hold */
+  json_t *mapping;         /* block-bitmap-mapping (mapping.h), or NULL; of a
+                              migration only what its start is given */
 };
 
 #define MIGRATE_PARAMS_DEFAULT \

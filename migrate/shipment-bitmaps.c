@@ -11,6 +11,7 @@
 #include <string.h>
 
 #include "cleanup.h"
+#include "mapping.h"
 #include "shipment.h"
 #include "wire.h"
 
@@ -36,14 +37,14 @@ send_control (struct client *c, struct packet_header *h,
 
 /* ---- the list ---- */
 
+/* 'alias' is its name there. */
 static json_t *
-describe (const struct named_bitmap *nb)
+describe (const struct named_bitmap *nb, const char *alias, bool persistent)
 {
-  json_t *o = json_pack ("{s:s, s:I, s:b, s:b}", "name", nb->name,
-                         "granularity",
+  json_t *o = json_pack ("{s:s, s:I, s:b, s:b}", "name", alias, "granularity",
                          (json_int_t) bitmap_granularity (nb->bits),
                          "recording", nb->recording, "persistent",
-                         nb->persistent);
+                         persistent);
   char id[UUID_TEXT];
 
   if (!uuid_is_zero (&nb->point.id)) {
@@ -68,11 +69,16 @@ collect_list (struct shipment *s, struct shipment_bitmap **told, size_t *nr,
   *told = calloc (d->nr_bitmaps + 1, sizeof **told);
   for (size_t i = 0; *told && i < d->nr_bitmaps; i++) {
     struct named_bitmap *nb = d->bitmaps[i];
+    bool persistent = nb->persistent;
+    const char *alias = mapping_bitmap (s->mapping, d->name, nb->name,
+                                        &persistent);
 
-    if (nb->bits == NULL)
-      continue; /* inconsistent: there is nothing to bring */
-    (*told)[(*nr)++] = (struct shipment_bitmap){ .id = nb->id };
-    json_array_append_new (list, describe (nb));
+    if (nb->bits == NULL || alias == NULL)
+      continue; /* inconsistent, or it stays behind: nothing to bring */
+    (*told)[(*nr)++] = (struct shipment_bitmap){
+      .id = nb->id, .alias = s->mapping ? alias : NULL,
+    };
+    json_array_append_new (list, describe (nb, alias, persistent));
   }
   return json_pack ("{s:o}", "bitmaps", list);
 }
@@ -135,8 +141,8 @@ send_list (struct shipment *s, struct client *control,
  * moved on; 'found' says whether the bitmap still exists.
  */
 static size_t
-replace_piece (struct drive *d, uint64_t id, uint64_t *from, uint8_t *packet,
-               size_t room, bool *found)
+replace_piece (struct drive *d, const struct shipment_bitmap *told,
+               uint64_t *from, uint8_t *packet, size_t room, bool *found)
 {
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&d->list);
   struct named_bitmap *nb = NULL;
@@ -146,13 +152,13 @@ replace_piece (struct drive *d, uint64_t id, uint64_t *from, uint8_t *packet,
   uint64_t done, last;
 
   for (size_t i = 0; i < d->nr_bitmaps; i++)
-    if (d->bitmaps[i]->id == id)
+    if (d->bitmaps[i]->id == told->id)
       nb = d->bitmaps[i];
   *found = nb != NULL;
   if (nb == NULL)
     return 0;
-  sec.name = nb->name;
-  sec.name_len = strlen (nb->name);
+  sec.name = told->alias ?: nb->name;
+  sec.name_len = strlen (sec.name);
   sec.granularity = bitmap_granularity (nb->bits);
   sec.first_bit = *from >> nb->shift;
   bits = packet_begin_section (packet, &sec);
@@ -167,8 +173,8 @@ replace_piece (struct drive *d, uint64_t id, uint64_t *from, uint8_t *packet,
 }
 
 static int
-replace_bitmap (struct shipment *s, uint64_t id, struct engine *e,
-                struct error *err)
+replace_bitmap (struct shipment *s, const struct shipment_bitmap *told,
+                struct engine *e, struct error *err)
 {
   uint64_t from = 0;
 
@@ -182,8 +188,8 @@ replace_bitmap (struct shipment *s, uint64_t id, struct engine *e,
       return -1;
     }
     b->cargo = s;
-    n = replace_piece (s->drive, id, &from, b->mem, b->head - PACKET_HEADER,
-                       &found);
+    n = replace_piece (s->drive, told, &from, b->mem,
+                       b->head - PACKET_HEADER, &found);
     if (!found) { /* removed; the next list says so */
       engine_return (e, b);
       return 0;
@@ -242,7 +248,7 @@ shipment_sync_bitmaps (struct shipment *s, struct client *control,
 
     if (version == s->told[i].version)
       continue;
-    if (replace_bitmap (s, s->told[i].id, e, err) == -1)
+    if (replace_bitmap (s, &s->told[i], e, err) == -1)
       return -1;
     s->told[i].version = version;
   }
@@ -256,11 +262,16 @@ shipment_counts (struct shipment *s)
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&d->list);
   json_t *list = json_array ();
 
-  for (size_t i = 0; i < d->nr_bitmaps; i++)
-    if (d->bitmaps[i]->bits)
+  for (size_t i = 0; i < d->nr_bitmaps; i++) {
+    const struct named_bitmap *nb = d->bitmaps[i];
+    bool persistent;
+    const char *alias = mapping_bitmap (s->mapping, d->name, nb->name,
+                                        &persistent);
+
+    if (nb->bits && alias)
       json_array_append_new (
-        list, json_pack ("{s:s, s:I}", "name", d->bitmaps[i]->name, "bits",
-                         (json_int_t) bitmap_count_bits (
-                           d->bitmaps[i]->bits)));
+        list, json_pack ("{s:s, s:I}", "name", alias, "bits",
+                         (json_int_t) bitmap_count_bits (nb->bits)));
+  }
   return list;
 }

@@ -73,6 +73,7 @@ shipment_destroy (struct shipment *s)
   bitmap_free (s->ship);
   bitmap_free (s->in_flight);
   pthread_mutex_destroy (&s->lock);
+  json_decref (s->mapping);
   free (s->told);
   free (s->name);
   free (s->peer);
@@ -466,13 +467,13 @@ find_longest (struct filling *f, struct error *err)
   return 0;
 }
 
-static bool
-was_told (const struct shipment *s, const struct named_bitmap *nb)
+static const struct shipment_bitmap *
+find_told (const struct shipment *s, const struct named_bitmap *nb)
 {
   for (size_t i = 0; i < s->nr_told; i++)
     if (s->told[i].id == nb->id)
-      return true;
-  return false;
+      return &s->told[i];
+  return NULL;
 }
 
 /* One bitmap's section for the ranges that the packet covers.  Returns where
@@ -480,12 +481,12 @@ was_told (const struct shipment *s, const struct named_bitmap *nb)
  */
 static uint8_t *
 add_section (const struct range_list *covers, const struct named_bitmap *nb,
-             uint8_t *at, size_t room, uint64_t *upto)
+             const char *alias, uint8_t *at, size_t room, uint64_t *upto)
 {
   uint64_t first = covers->v[0].start >> nb->shift;
   struct packet_section sec = {
-    .name = nb->name,
-    .name_len = strlen (nb->name),
+    .name = alias,
+    .name_len = strlen (alias),
     .granularity = UINT64_C (1) << nb->shift,
     .first_bit = first,
   };
@@ -521,12 +522,14 @@ add_sections (struct filling *f)
   pthread_mutex_lock (&d->list);
   for (size_t i = 0; i < d->nr_bitmaps; i++) {
     struct named_bitmap *nb = d->bitmaps[i];
+    const struct shipment_bitmap *told = find_told (s, nb);
     size_t room = bits_room (b, d->nr_bitmaps);
     uint8_t *next;
 
-    if (nb->bits == NULL || !was_told (s, nb))
+    if (nb->bits == NULL || told == NULL)
       continue;
-    next = add_section (&b->covers, nb, at, room, &upto);
+    next = add_section (&b->covers, nb, told->alias ?: nb->name, at, room,
+                        &upto);
     if (next > at)
       b->h.nr_sections++;
     at = next;

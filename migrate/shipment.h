@@ -26,6 +26,7 @@
 struct shipment_bitmap {
   uint64_t id;      /* of the struct named_bitmap */
   uint64_t version; /* that was sent whole, or when it began empty */
+  const char *alias; /* over there, the mapping's; NULL: its own name */
 };
 
 struct shipment {
@@ -35,6 +36,7 @@ struct shipment {
   char *name;       /* of the disk at the destination */
   char *peer;       /* its URI */
   uint64_t granule; /* bytes of a chunk */
+  json_t *mapping;  /* of the bitmaps' names (mapping.h), or NULL */
   struct bitmap *ship;      /* set by writes, cleared under the lock */
   struct bitmap *in_flight; /* changed under the lock */
 

@@ -14,6 +14,7 @@
 #include "cleanup.h"
 #include "export.h"
 #include "house.h"
+#include "peer.h"
 
 /* The drive that 'name' names before its last 'suffix', and what follows it,
  * or NULL.
@@ -64,10 +65,10 @@ export_open (const char *name, int readonly)
     return export_open_disk (d, readonly, NULL, 0);
   d = split (name, "@incoming", &rest);
   if (d && rest[0] == '\0')
-    return export_open_incoming (d);
+    return peer_allowed (d) ? export_open_incoming (d) : NULL;
   d = split (name, "@forward/", &rest);
   if (d)
-    return open_forward (d, rest, readonly);
+    return peer_allowed (d) ? open_forward (d, rest, readonly) : NULL;
   d = split (name, "@backup/", &rest);
   if (d)
     return export_open_backup (d, rest);

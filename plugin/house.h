@@ -18,6 +18,7 @@ struct house {
   size_t nr_drives;
   char *control_path;    /* of the control socket, absolute; or NULL */
   struct incoming *incoming;
+  bool insecure;         /* migrations from other hosts need no TLS */
 
   pthread_mutex_t lock;           /* protects what follows */
   struct migrate_params params;   /* of the next migration, and of this one */

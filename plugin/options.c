@@ -235,8 +235,10 @@ options_set (struct options *o, const char *key, const char *value)
   if (strcmp (key, "control") == 0)
     return set_path (&o->control, value);
   if (strcmp (key, "incoming") == 0) {
-    int r = nbdkit_parse_bool (value);
+    int r;
 
+    o->insecure = strcmp (value, "insecure") == 0;
+    r = o->insecure ? 1 : nbdkit_parse_bool (value);
     o->incoming = r == 1;
     return r == -1 ? -1 : 0;
   }

@@ -11,6 +11,7 @@ struct options {
   size_t nr;
   char *control; /* absolute, or NULL */
   bool incoming;
+  bool insecure; /* and from other hosts without TLS */
   enum drive_durability durability;
 };
 

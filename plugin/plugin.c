@@ -52,13 +52,16 @@ ferry_config_complete (void)
   "control=SOCKET      Control socket (QMP).\n" \
   "durability=power|process\n" \
   "                    What persistent bitmaps survive (power).\n" \
-  "incoming=on         The disks are destinations of a migration."
+  "incoming=on|insecure\n" \
+  "                    The disks are destinations of a migration; insecure:\n" \
+  "                    also for other hosts without TLS."
 
 static int
 ferry_get_ready (void)
 {
   struct error err;
 
+  house.insecure = options.insecure;
   if (house_open (options.drives, options.nr, options.control, &err) == 0)
     return 0;
   nbdkit_error ("%s", err.msg);

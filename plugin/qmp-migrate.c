@@ -15,6 +15,7 @@
 #include "cleanup.h"
 #include "blobs.h"
 #include "house.h"
+#include "mapping.h"
 #include "qmp.h"
 #include "qmp-dispatch.h"
 #include "qmp-query.h"
@@ -194,6 +195,64 @@ check_attach (json_t *value, const char *path, struct error *err)
   return qmp_check_array (value, path, err, check_attached);
 }
 
+/* ---- block-bitmap-mapping ---- */
+
+static const struct qmp_param transform_params[] = {
+  { .name = "persistent", .type = QMP_BOOL, .optional = true },
+  { .name = NULL },
+};
+
+static int
+check_transform (json_t *value, const char *path, struct error *err)
+{
+  return qmp_check_object (value, transform_params, path, err);
+}
+
+static const struct qmp_param bitmap_alias_params[] = {
+  { .name = "name", .type = QMP_STRING },
+  { .name = "alias", .type = QMP_STRING },
+  { .name = "transform", .type = QMP_OBJECT, .optional = true,
+    .check = check_transform },
+  { .name = NULL },
+};
+
+static int
+check_bitmap_alias (json_t *value, const char *path, struct error *err)
+{
+  if (qmp_check_type (value, QMP_OBJECT, path, path, err) == -1)
+    return -1;
+  return qmp_check_object (value, bitmap_alias_params, path, err);
+}
+
+static int
+check_bitmap_aliases (json_t *value, const char *path, struct error *err)
+{
+  return qmp_check_array (value, path, err, check_bitmap_alias);
+}
+
+static const struct qmp_param node_alias_params[] = {
+  { .name = "node-name", .type = QMP_STRING },
+  { .name = "alias", .type = QMP_STRING },
+  { .name = "bitmaps", .type = QMP_ARRAY, .check = check_bitmap_aliases },
+  { .name = NULL },
+};
+
+static int
+check_node_alias (json_t *value, const char *path, struct error *err)
+{
+  if (qmp_check_type (value, QMP_OBJECT, path, path, err) == -1)
+    return -1;
+  return qmp_check_object (value, node_alias_params, path, err);
+}
+
+static int
+check_mapping (json_t *value, const char *path, struct error *err)
+{
+  if (qmp_check_array (value, path, err, check_node_alias) == -1)
+    return -1;
+  return mapping_check (value, err);
+}
+
 static const struct qmp_param migrate_params[] = {
   { .name = "uri", .type = QMP_STRING },
   { .name = "blk", .type = QMP_BOOL, .optional = true },
@@ -206,6 +265,9 @@ static const struct qmp_param migrate_params[] = {
   { .name = "x-ferry-bitmaps-to", .type = QMP_STRING, .optional = true },
   { .name = "x-ferry-attach", .type = QMP_ARRAY, .optional = true,
     .check = check_attach },
+  { .name = "x-ferry-mapping", .type = QMP_ARRAY, .optional = true,
+    .check = check_mapping },
+  { .name = "x-ferry-overwrite", .type = QMP_BOOL, .optional = true },
   { .name = NULL },
 };
 
@@ -331,6 +393,10 @@ run_migrate (json_t *args, struct error *err)
   if (choose_drives (args, drives, &nr, err) == -1)
     return NULL;
 
+  params.overwrite =
+    json_is_true (json_object_get (args, "x-ferry-overwrite"));
+  if (json_object_get (args, "x-ferry-mapping"))
+    params.mapping = json_object_get (args, "x-ferry-mapping");
   params.blobs = attached_files (args, err);
   if (params.blobs == NULL)
     return NULL;
@@ -522,6 +588,8 @@ static const struct qmp_param set_params[] = {
     .check = check_compression },
   { .name = "copy-mode", .type = QMP_STRING, .optional = true,
     .check = check_copy_mode },
+  { .name = "block-bitmap-mapping", .type = QMP_ARRAY, .optional = true,
+    .check = check_mapping },
   { .name = NULL },
 };
 
@@ -545,6 +613,11 @@ run_set_parameters (json_t *args, struct error *err)
     migrate_copy_mode_parse
       (json_string_value (json_object_get (args, "copy-mode")),
        &p->copy_mode);
+  if (json_object_get (args, "block-bitmap-mapping")) {
+    json_decref (p->mapping);
+    p->mapping = json_deep_copy (json_object_get (args,
+                                                  "block-bitmap-mapping"));
+  }
   /* Beyond that, a number has no place in our JSON, or on any wire. */
   if (p->max_bandwidth > INT64_MAX)
     p->max_bandwidth = INT64_MAX;
@@ -560,16 +633,20 @@ query_parameters (json_t *args, struct error *err)
 {
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&house.lock);
   const struct migrate_params *p = &house.params;
+  json_t *result;
 
   (void) args;
   (void) err;
-  return json_pack ("{s:I, s:I, s:I, s:s, s:s}",
+  result = json_pack ("{s:I, s:I, s:I, s:s, s:s}",
                     "max-bandwidth", (json_int_t) p->max_bandwidth,
                     "downtime-limit", (json_int_t) p->downtime_limit,
                     "multifd-channels", (json_int_t) p->channels,
                     "multifd-compression",
                     migrate_compression_name (p->compression),
                     "copy-mode", migrate_copy_mode_name (p->copy_mode));
+  if (p->mapping)
+    json_object_set (result, "block-bitmap-mapping", p->mapping);
+  return result;
 }
 
 /* QEMU's own name of migrate-cancel has an underscore. */

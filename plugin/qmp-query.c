@@ -77,6 +77,15 @@ bitmap_list (struct drive *d)
   return list;
 }
 
+/* A destination's may change. */
+static uint64_t
+size_of (struct drive *d)
+{
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&d->list);
+
+  return d->size;
+}
+
 static json_t *
 image_info (struct drive *d)
 {
@@ -84,7 +93,7 @@ image_info (struct drive *d)
   struct stat st;
 
   image = json_pack ("{s:I, s:o, s:s, s:b}",
-                     "virtual-size", (json_int_t) d->size,
+                     "virtual-size", (json_int_t) size_of (d),
                      "filename", qmp_string (d->path), "format", "raw",
                      "dirty-flag", 0);
   if (d->path[0] == '/' && stat (d->path, &st) == 0)
@@ -266,13 +275,17 @@ drive_status (struct drive *d)
                       "name", qmp_string (d->name),
                       "path", qmp_string (d->path),
                       "state-dir", qmp_string (d->state_dir),
-                      "size", (json_int_t) d->size,
+                      "size", (json_int_t) size_of (d),
                       "mode", drive_mode_name (qmp_drive_mode (d)),
                       "durability", d->durability == DURABILITY_PROCESS
                                       ? "process" : "power",
                       "trust", trust_word (d),
                       "bitmaps", (json_int_t) nr_bitmaps (d),
                       "longest-hold-us", (json_int_t) (hold / 1000));
+  /* Of a larger device, only a part is the disk. */
+  if (d->disk->size != size_of (d))
+    json_object_set_new (status, "device-size",
+                         json_integer (d->disk->size));
   add_journal (status, d);
   return status;
 }

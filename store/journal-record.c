@@ -118,7 +118,7 @@ journal_record_to_json (const struct journal_record *rec, const char *path,
                 struct error *err)
 {
   char lineage[UUID_TEXT], session[UUID_TEXT], origin[UUID_TEXT];
-  char coordinator[UUID_TEXT];
+  char coordinator[UUID_TEXT], taken_from[UUID_TEXT];
   json_t *root;
   char *text;
 
@@ -147,6 +147,15 @@ journal_record_to_json (const struct journal_record *rec, const char *path,
     return NULL;
   }
   add_trust (root, &rec->trust);
+  if (rec->together)
+    json_object_set_new (root, "together", json_integer (rec->together));
+  if (rec->served_size)
+    json_object_set_new (root, "served-size",
+                         json_integer (rec->served_size));
+  if (!uuid_is_zero (&rec->taken_from)) {
+    uuid_format (&rec->taken_from, taken_from);
+    json_object_set_new (root, "taken-from", json_string (taken_from));
+  }
   if (rec->reasons)
     json_object_set (root, "reasons", rec->reasons);
   text = json_dumps (root, JSON_INDENT (1) | JSON_PRESERVE_ORDER);
@@ -161,13 +170,15 @@ unpack_strings (json_t *root, struct journal_record *rec)
 {
   const char *lineage, *state, *boot_id, *session, *origin = NULL;
   const char *coordinator, *peer, *coordinator_lineage = NULL;
+  const char *taken_from = NULL;
   json_int_t generation, attempt, coordinator_generation = 0;
+  json_int_t together = 0, served_size = 0;
   json_t *c = NULL, *p = NULL, *trust = NULL, *reasons = NULL;
   int clean, acknowledged = 0;
   size_t s;
 
   if (json_unpack (root, "{s:s, s:I, s:s, s:b, s:s, s?s, s:s, s:I, s?b, s?o,"
-                   " s?s, s?I, s?o, s?o, s?o}",
+                   " s?s, s?I, s?o, s?o, s?o, s?I, s?I, s?s}",
                    "lineage", &lineage, "generation", &generation,
                    "state", &state, "clean", &clean, "boot-id", &boot_id,
                    "origin", &origin, "session", &session,
@@ -175,7 +186,9 @@ unpack_strings (json_t *root, struct journal_record *rec)
                    "coordinator", &c, "coordinator-lineage",
                    &coordinator_lineage, "coordinator-generation",
                    &coordinator_generation, "peer", &p, "trust", &trust,
-                   "reasons", &reasons) == -1)
+                   "reasons", &reasons, "together", &together,
+                   "served-size", &served_size, "taken-from",
+                   &taken_from) == -1)
     return -1;
   coordinator = json_string_value (c);
   peer = json_string_value (p);
@@ -192,6 +205,8 @@ unpack_strings (json_t *root, struct journal_record *rec)
       || (origin && !uuid_parse (origin, &rec->origin))
       || (coordinator_lineage
           && !uuid_parse (coordinator_lineage, &rec->coordinator_lineage))
+      || together < 0 || served_size < 0 || served_size % 512 != 0
+      || (taken_from && !uuid_parse (taken_from, &rec->taken_from))
       || unpack_trust (trust, &rec->trust) == -1
       || (reasons && !are_reasons (reasons)))
     return -1;
@@ -201,6 +216,8 @@ unpack_strings (json_t *root, struct journal_record *rec)
   strcpy (rec->boot_id, boot_id);
   rec->attempt = attempt;
   rec->acknowledged = acknowledged;
+  rec->together = together;
+  rec->served_size = served_size;
   rec->coordinator_generation = coordinator_generation;
   if (coordinator && (rec->coordinator = strdup (coordinator)) == NULL)
     return -1;

@@ -61,6 +61,11 @@ struct journal_record {
   struct uuid coordinator_lineage; /* a DOUBT one's: how that journal was */
   uint64_t coordinator_generation; /* the same */
   char *peer;            /* NBD URI of the other side's export; a source's */
+  uint64_t together;     /* how many disks were handed over as one; 0: unknown */
+  struct uuid taken_from; /* the session that a takeover put an end to; zero:
+                             there was none */
+  uint64_t served_size;  /* bytes: so much of a larger device is the disk; 0:
+                            all of it */
   /* When 'clean': as the files were closed; else as they were opened. */
   struct journal_trust trust;
   /* Why bitmaps are not what they were: objects with "time" (s since 1970),

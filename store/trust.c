@@ -448,7 +448,7 @@ trust_judge (const struct trust_case *c, char why[TRUST_WHY_MAX])
     return judge_by_sidecar (c, why);
   if (c->was->clean && t->known)
     return judge_clean (c, why);
-  if (!crashed)
+  if (!crashed && !c->no_bitmaps)
     return judge_by_sidecar (c, why);
   return c->disk.local ? judge_crash (c, why) : TRUST_UNVERIFIABLE;
 }

@@ -133,6 +133,7 @@ struct trust_case {
                                    local one, so that both can be compared */
   struct trust_left left;
   enum qcow2_found found;
+  bool no_bitmaps;              /* nothing in the sidecar was ever in use */
 };
 
 /* Fill in disk, sidecar and their flags; 0 or -1. */
