@@ -177,11 +177,10 @@ migrate_arguments (struct control *c, const char *uri,
                          json_string (v->bitmaps_to));
   if (v->overwrite)
     json_object_set_new (args, "x-ferry-overwrite", json_true ());
-  if (!mapping_options_any (&v->names))
-    return args;
-  nodes = nodes_query (c, err);
-  if (nodes &&
-      mapping_options_add (&v->names, uri, nodes, args, err) == 0)
+  if (mapping_options_need_list (&v->names) &&
+      (nodes = nodes_query (c, err)) == NULL)
+    ;
+  else if (mapping_options_add (&v->names, uri, nodes, args, err) == 0)
     return args;
   json_decref (args);
   return NULL;
