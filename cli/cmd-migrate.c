@@ -229,11 +229,10 @@ migrate_arguments (struct control *c, const char *uri,
   }
   if (v->overwrite)
     json_object_set_new (args, "x-ferry-overwrite", json_true ());
-  if (!mapping_options_any (&v->names))
-    return args;
-  nodes = nodes_query (c, err);
-  if (nodes &&
-      mapping_options_add (&v->names, uri, nodes, args, err) == 0)
+  if (mapping_options_need_list (&v->names) &&
+      (nodes = nodes_query (c, err)) == NULL)
+    ;
+  else if (mapping_options_add (&v->names, uri, nodes, args, err) == 0)
     return args;
   json_decref (args);
   return NULL;
@@ -344,6 +343,13 @@ run_here (char **args, size_t nr, const struct migrate_values *v)
   return migrate_locally (&m, &progress);
 }
 
+static int
+not_here (const struct command *cmd, const char *what, const char *arg)
+{
+  return usage_error (cmd, "%s is for a daemon, but '%s' is no control socket",
+                      what, arg);
+}
+
 /* 0, or an exit status. */
 static int
 check_usage (const struct command *cmd, char **args, size_t nr, bool here,
@@ -361,11 +367,12 @@ check_usage (const struct command *cmd, char **args, size_t nr, bool here,
   if (!here && v->state)
     return usage_error (cmd, "--state is for a disk that no daemon has; a "
                         "daemon knows its own");
-  if (here && (mapping_options_any (&v->names) || v->no_wait))
-    return usage_error (cmd, "%s is for a daemon, but '%s' is no control "
-                        "socket", v->no_wait ? "--no-wait" :
-                        v->names.nr_nodes ? "--node" : "the choice of bitmaps",
-                        args[0]);
+  if (here && v->no_wait)
+    return not_here (cmd, "--no-wait", args[0]);
+  if (here && v->names.nr_nodes > 0)
+    return not_here (cmd, "--node", args[0]);
+  if (here && (v->names.nr_bitmaps > 0 || v->names.no_bitmaps))
+    return not_here (cmd, "a choice of bitmaps", args[0]);
   if (here && v->state && nr > 2)
     return usage_error (cmd, "--state is for one disk, but there are %zu",
                         nr - 1);

@@ -70,13 +70,14 @@ static int
 check_free (const struct taken *t, struct error *err)
 {
   struct disk *disk = disk_open_file (t->path, 0, false, err);
+  int r = 0;
 
   if (disk == NULL)
     return -1;
   if (disk->readonly)
-    error_set (err, EROFS, "%s cannot be written", t->path);
+    r = error_set (err, EROFS, "%s cannot be written", t->path);
   disk->ops->close (disk);
-  return disk->readonly ? -1 : 0;
+  return r;
 }
 
 static bool

@@ -109,21 +109,40 @@ choose_bitmaps (const struct mapping_options *v, const json_t *node,
 }
 
 bool
-mapping_options_any (const struct mapping_options *v)
+mapping_options_need_list (const struct mapping_options *v)
 {
-  return v->nr_nodes > 0 || v->nr_bitmaps > 0 || v->no_bitmaps;
+  for (size_t i = 0; i < v->nr_nodes; i++)
+    if (strchr (v->nodes[i], '='))
+      return true;
+  return v->nr_bitmaps > 0 || v->no_bitmaps;
+}
+
+static void
+add_nodes (const struct mapping_options *v, json_t *args)
+{
+  json_t *names = json_array ();
+
+  for (size_t i = 0; i < v->nr_nodes; i++)
+    json_array_append_new (names, json_string (v->nodes[i]));
+  json_object_set_new (args, "x-ferry-nodes", names);
 }
 
 int
 mapping_options_add (const struct mapping_options *v, const char *uri,
                      const json_t *nodes, json_t *args, struct error *err)
 {
-  CLEANUP_FREE char *export = client_uri_export (uri, err);
+  CLEANUP_FREE char *export = NULL;
   json_auto_t *names = json_array (), *mapping = json_array ();
   bool used[MAX_MAPPED] = { false };
   bool renamed = v->nr_bitmaps > 0 || v->no_bitmaps;
   size_t nr = v->nr_nodes ? v->nr_nodes : json_array_size (nodes);
 
+  if (nodes == NULL) {
+    if (v->nr_nodes)
+      add_nodes (v, args);
+    return 0;
+  }
+  export = client_uri_export (uri, err);
   if (export == NULL)
     return -1;
   for (size_t i = 0; i < nr; i++) {

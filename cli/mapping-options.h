@@ -29,13 +29,13 @@ struct mapping_options {
 };
 
 /* Add what they mean to the arguments of the command "migrate".  'nodes' is
- * the daemon's list (nodes.h); 0 or -1.
+ * the daemon's list (nodes.h), or NULL if it is not needed; 0 or -1.
  */
 int mapping_options_add (const struct mapping_options *v, const char *uri,
                          const json_t *nodes, json_t *args,
                          struct error *err);
 
-/* Is the daemon's list needed at all? */
-bool mapping_options_any (const struct mapping_options *v);
+/* Is the daemon's list needed?  Not to name disks as they are. */
+bool mapping_options_need_list (const struct mapping_options *v);
 
 #endif /* FERRY_MAPPING_OPTIONS_H */

@@ -184,10 +184,13 @@ wait_for_signal (struct local *l, int ms)
 static int
 finish_handover (struct local *l, struct drive *d, struct error *err)
 {
-  const char *peer = journal_get (d->journal)->peer ?: "?";
+  /* A copy: the journal's own goes when it is written. */
+  CLEANUP_FREE char *peer = strdup (journal_get (d->journal)->peer ?: "?");
   struct finisher *f;
   bool interrupted = false;
 
+  if (peer == NULL)
+    return error_set (err, ENOMEM, "%m");
   if (journal_get (d->journal)->acknowledged)
     return error_set (err, EPERM, "disk '%s' was handed over to %s; it is "
                       "served there", d->name, peer);

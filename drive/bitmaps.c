@@ -70,6 +70,7 @@ drive_free_bitmap (struct drive *d, struct named_bitmap *nb)
   if (nb->slot && d->store)
     qcow2_free (d->store, nb->slot);
   free (nb->reason);
+  free (nb->alias);
   free (nb->name);
   free (nb);
 }

@@ -67,6 +67,7 @@ struct named_bitmap {
   unsigned shift;          /* log2 granularity */
   bool recording, persistent, inconsistent, busy;
   bool incoming;           /* belongs to a migration not yet committed */
+  char *alias;             /* then: what its source calls it; NULL: the same */
   uint64_t id;             /* of this instance, never used again */
   atomic_uint_fast64_t version; /* + 1 after bits changed without a write */
   struct reason *reason;   /* or NULL; protected by the drive's list lock */

@@ -13,6 +13,7 @@
 
 #include "cleanup.h"
 #include "incoming-impl.h"
+#include "mapping.h"
 #include "points.h"
 
 static bool
@@ -92,7 +93,8 @@ incoming_drop_bitmaps (struct drive *d, struct error *err)
 }
 
 struct listed {
-  const char *name;
+  const char *alias; /* as the source calls it */
+  const char *name;  /* and as it is called here */
   json_int_t granularity;
   int recording, persistent;
   struct point point;
@@ -151,11 +153,55 @@ listed_bitmap (struct drive *d, const struct listed *l, struct error *err)
   return nb;
 }
 
+struct named_bitmap *
+incoming_find_bitmap (struct drive *d, const char *name, size_t len)
+{
+  for (size_t i = 0; i < d->nr_bitmaps; i++) {
+    struct named_bitmap *nb = d->bitmaps[i];
+    const char *theirs = nb->alias ?: nb->name;
+
+    if (nb->incoming && strlen (theirs) == len &&
+        memcmp (theirs, name, len) == 0)
+      return nb;
+  }
+  return NULL;
+}
+
+/* What it is to be here. */
+static int
+translate (const json_t *mapping, const struct drive *d, struct listed *l,
+           struct error *err)
+{
+  bool persistent = l->persistent;
+
+  l->alias = l->name;
+  l->name = mapping_name (mapping, d->name, l->alias, &persistent, err);
+  l->persistent = persistent;
+  return l->name ? 0 : -1;
+}
+
+/* A section finds the bitmap by its alias, at any time. */
+static int
+set_alias (struct drive *d, struct named_bitmap *nb, const struct listed *l,
+           struct error *err)
+{
+  bool same = strcmp (l->alias, l->name) == 0;
+  char *alias = same ? NULL : strdup (l->alias);
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&d->list);
+
+  if (!same && alias == NULL)
+    return error_set (err, ENOMEM, "%m");
+  free (nb->alias);
+  nb->alias = alias;
+  return 0;
+}
+
 int
-incoming_list (struct session *s, const struct packet_header *h, json_t *body,
-               struct error *err)
+incoming_list (struct incoming *in, struct session *s,
+               const struct packet_header *h, json_t *body, struct error *err)
 {
   json_t *list = json_object_get (body, "bitmaps"), *o;
+  json_auto_t *mapping = NULL;
   struct drive_entry *now;
   struct drive *d;
   size_t nr, own, i;
@@ -171,16 +217,22 @@ incoming_list (struct session *s, const struct packet_header *h, json_t *body,
                 sizeof now[0]);
   if (now == NULL)
     return error_set (err, ENOMEM, "%m");
+  pthread_mutex_lock (&in->lock);
+  mapping = json_incref (in->mapping);
+  pthread_mutex_unlock (&in->lock);
   nr = own = own_bitmaps (d, now);
   json_array_foreach (list, i, o) {
     struct listed l = { 0 };
     struct named_bitmap *nb;
 
     if (unpack_listed (o, &l, err) == -1 ||
+        translate (mapping, d, &l, err) == -1 ||
         check_once (now + own, nr - own, l.name, err) == -1 ||
         (nb = listed_bitmap (d, &l, err)) == NULL)
       goto fail;
     now[nr++] = (struct drive_entry){ nb, l.recording, l.point };
+    if (set_alias (d, nb, &l, err) == -1)
+      goto fail;
   }
   if (replace_bitmaps (d, now, nr, err) == -1)
     goto fail;

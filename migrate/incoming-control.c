@@ -328,8 +328,8 @@ check_counts (struct drive *d, json_t *disk, struct error *err)
 
     if (json_unpack (o, "{s:s, s:I}", "name", &name, "bits", &bits) == -1)
       return incoming_malformed ("PREPARE", err);
-    nb = drive_find_bitmap (d, name);
-    if (nb == NULL || !nb->incoming || nb->bits == NULL)
+    nb = incoming_find_bitmap (d, name, strlen (name));
+    if (nb == NULL || nb->bits == NULL)
       return error_set (err, EBADMSG, "bitmap '%s' did not arrive", name);
     if (bitmap_count_bits (nb->bits) != (uint64_t) bits)
       return error_set (err, EBADMSG, "bitmap '%s' arrived with %" PRIu64

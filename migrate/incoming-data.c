@@ -22,18 +22,15 @@ static struct named_bitmap *
 section_bitmap (struct drive *d, const struct packet_section *s,
                 struct error *err)
 {
-  for (size_t i = 0; i < d->nr_bitmaps; i++) {
-    struct named_bitmap *nb = d->bitmaps[i];
+  struct named_bitmap *nb = incoming_find_bitmap (d, s->name, s->name_len);
 
-    if (nb->incoming && nb->bits && strlen (nb->name) == s->name_len &&
-        memcmp (nb->name, s->name, s->name_len) == 0) {
-      if (bitmap_granularity (nb->bits) == s->granularity)
-        return nb;
-      error_set (err, EBADMSG, "bits of granularity %" PRIu64 " for bitmap "
-                 "'%s', which has %" PRIu64, s->granularity, nb->name,
-                 bitmap_granularity (nb->bits));
-      return NULL;
-    }
+  if (nb && nb->bits) {
+    if (bitmap_granularity (nb->bits) == s->granularity)
+      return nb;
+    error_set (err, EBADMSG, "bits of granularity %" PRIu64 " for bitmap "
+               "'%s', which has %" PRIu64, s->granularity, nb->name,
+               bitmap_granularity (nb->bits));
+    return NULL;
   }
   error_set (err, EBADMSG, "bits for bitmap '%.*s', which was not announced",
              (int) s->name_len, s->name);

@@ -35,7 +35,8 @@ struct incoming {
   size_t nr;
   pthread_mutex_t control; /* one control packet at a time; taken first */
   bool stopped;            /* protected by control */
-  pthread_mutex_t lock;    /* short; protects sessions and channels */
+  pthread_mutex_t lock;    /* short; protects sessions, channels, mapping */
+  json_t *mapping;         /* or NULL (mapping.h); replaced, never changed */
 };
 
 struct incoming_channel {
@@ -91,8 +92,13 @@ int incoming_malformed (const char *what, struct error *err);
 /* incoming-bitmaps.c: the LIST packet; and forget what an unfinished session
  * brought (control held).
  */
-int incoming_list (struct session *s, const struct packet_header *h,
-                   json_t *body, struct error *err);
+int incoming_list (struct incoming *in, struct session *s,
+                   const struct packet_header *h, json_t *body,
+                   struct error *err);
 int incoming_drop_bitmaps (struct drive *d, struct error *err);
+
+/* The bitmap that comes in under that name, or NULL.  List or control held. */
+struct named_bitmap *incoming_find_bitmap (struct drive *d, const char *name,
+                                           size_t len);
 
 #endif /* FERRY_INCOMING_IMPL_H */

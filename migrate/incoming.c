@@ -51,8 +51,18 @@ incoming_free (struct incoming *in)
   }
   pthread_mutex_destroy (&in->control);
   pthread_mutex_destroy (&in->lock);
+  json_decref (in->mapping);
   free (in->drives);
   free (in);
+}
+
+void
+incoming_set_mapping (struct incoming *in, json_t *mapping)
+{
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&in->lock);
+
+  json_decref (in->mapping);
+  in->mapping = json_incref (mapping);
 }
 
 void
@@ -188,7 +198,7 @@ in_session (struct incoming_channel *ch, const struct packet_header *h,
   if (r == 0) {
     fence_leave (&s->fence, h->epoch);
     if (h->type == PACKET_LIST)
-      r = incoming_list (s, h, body, err);
+      r = incoming_list (ch->in, s, h, body, err);
     else if (h->type == PACKET_PREPARE)
       r = incoming_prepare (s, body, err);
     else

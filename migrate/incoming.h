@@ -10,6 +10,8 @@
 #ifndef FERRY_INCOMING_H
 #define FERRY_INCOMING_H
 
+#include <jansson.h>
+
 #include "drive.h"
 #include "fence.h"
 #include "packet.h"
@@ -43,6 +45,11 @@ int incoming_flush (struct incoming_channel *ch, struct error *err);
 
 /* The status block: JSON, padded with zeros to PACKET_STATUS bytes. */
 void incoming_status (struct incoming_channel *ch, char status[PACKET_STATUS]);
+
+/* From here on bitmaps that come are called as that mapping says (mapping.h;
+ * borrowed), and what it does not know is refused.
+ */
+void incoming_set_mapping (struct incoming *in, json_t *mapping);
 
 /* ---- clients that are forwarded by the source after the handover ---- */
 

@@ -43,9 +43,12 @@ check_bitmaps (const json_t *node, struct error *err)
     if (strlen (alias) > MAX_NAME)
       return error_set (err, EINVAL, "The bitmap alias '%.100s...' is longer "
                         "than %d bytes", alias, MAX_NAME);
-    if (alias[0] == '\0')
-      return error_set (err, EINVAL, "The bitmap alias of '%s' is empty",
-                        name);
+    if (strlen (name) > MAX_NAME)
+      return error_set (err, EINVAL, "The bitmap name '%.100s...' is longer "
+                        "than %d bytes", name, MAX_NAME);
+    if (alias[0] == '\0' || name[0] == '\0')
+      return error_set (err, EINVAL, "The bitmap name '%s' or its alias '%s' "
+                        "is empty", name, alias);
     if (find (bitmaps, "name", name) != o)
       return error_set (err, EINVAL, "The bitmap '%s'/'%s' is mapped twice",
                         get (node, "node-name"), name);
@@ -82,6 +85,16 @@ mapping_check (const json_t *mapping, struct error *err)
 
 /* ---- looking up ---- */
 
+static void
+transform (const json_t *bitmap, bool *persistent)
+{
+  const json_t *p = json_object_get (json_object_get (bitmap, "transform"),
+                                     "persistent");
+
+  if (p)
+    *persistent = json_is_true (p);
+}
+
 const char *
 mapping_disk (const json_t *mapping, const char *node)
 {
@@ -94,15 +107,42 @@ const char *
 mapping_bitmap (const json_t *mapping, const char *node, const char *name,
                 bool *persistent)
 {
-  const json_t *o = find (mapping, "node-name", node), *p;
+  const json_t *o = find (mapping, "node-name", node);
 
   if (mapping == NULL)
     return name;
   o = o ? find (json_object_get (o, "bitmaps"), "name", name) : NULL;
   if (o == NULL)
     return NULL;
-  p = json_object_get (json_object_get (o, "transform"), "persistent");
-  if (p)
-    *persistent = json_is_true (p);
+  transform (o, persistent);
   return get (o, "alias");
+}
+
+const char *
+mapping_name (const json_t *mapping, const char *node, const char *alias,
+              bool *persistent, struct error *err)
+{
+  const json_t *o = find (mapping, "alias", node), *b;
+
+  if (mapping == NULL)
+    return alias;
+  /* A disk comes under its own name: channels and COMMIT know no other. */
+  if (o && strcmp (get (o, "node-name"), node) != 0) {
+    error_set (err, EINVAL, "The node alias '%s' stands for the node '%s' at "
+               "the destination, which cannot call a disk otherwise than the "
+               "source does", node, get (o, "node-name"));
+    return NULL;
+  }
+  if (o == NULL) {
+    error_set (err, ENOENT, "Unknown node alias '%s'", node);
+    return NULL;
+  }
+  b = find (json_object_get (o, "bitmaps"), "alias", alias);
+  if (b == NULL) {
+    error_set (err, ENOENT, "Unknown bitmap alias '%s' on node '%s' (alias "
+               "'%s')", alias, node, node);
+    return NULL;
+  }
+  transform (b, persistent);
+  return get (b, "name");
 }

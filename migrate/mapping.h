@@ -32,4 +32,12 @@ const char *mapping_disk (const json_t *mapping, const char *node);
 const char *mapping_bitmap (const json_t *mapping, const char *node,
                             const char *name, bool *persistent);
 
+/* The other way: what a bitmap is called here that comes for the disk 'node'
+ * under that alias, and whether it is to be persistent.  NULL with 'err' in
+ * QEMU's words: the mapping does not know it.
+ */
+const char *mapping_name (const json_t *mapping, const char *node,
+                          const char *alias, bool *persistent,
+                          struct error *err);
+
 #endif /* FERRY_MAPPING_H */

@@ -617,6 +617,7 @@ run_set_parameters (json_t *args, struct error *err)
     json_decref (p->mapping);
     p->mapping = json_deep_copy (json_object_get (args,
                                                   "block-bitmap-mapping"));
+    incoming_set_mapping (house.incoming, p->mapping);
   }
   /* Beyond that, a number has no place in our JSON, or on any wire. */
   if (p->max_bandwidth > INT64_MAX)

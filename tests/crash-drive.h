@@ -60,6 +60,7 @@ make_files (void **state)
   for (int f = 0; f < NR_FILES; f++)
     snprintf (files[f].path, sizeof files[f].path, "%s/%s", state_dir,
               file_names[f]);
+  snprintf (points.path, sizeof points.path, "%s/points.json", state_dir);
   if (truncate (disk_path, 0) == -1) {
     int fd = open (disk_path, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
 

@@ -5,8 +5,9 @@
  * before libc's) and is recorded.  Mapped pages are compared with what was
  * seen last at each step.  Of what was written since a file's last sync, a
  * crash leaves each sector in any of the states that it had since then: so
- * later writes may be there without earlier ones, and writes are torn.  To be
- * included once, after cmocka.h.
+ * later writes may be there without earlier ones, and writes are torn.  The
+ * file of points is replaced as a whole; which one is there counts as decided
+ * once its directory was synced.  To be included once, after cmocka.h.
  */
 #ifndef FERRY_CRASH_MODEL_H
 #define FERRY_CRASH_MODEL_H
@@ -31,7 +32,7 @@
 #define MAX_FILE (UINT64_C (192) << 20)
 #define NR_PAGES (MAX_FILE / PAGE)
 
-enum { SIDECAR, JOURNAL, ACTIVITY, NR_FILES, DISK, OTHER };
+enum { SIDECAR, JOURNAL, ACTIVITY, NR_FILES, DISK, POINTS, OTHER };
 
 static const char *const file_names[] = { "bitmaps.qcow2", "journal",
                                           "activity" };
@@ -48,7 +49,8 @@ struct file {
   size_t synced;                 /* ops before this one are durable */
 };
 
-enum op_type { OP_WRITE, OP_LENGTH, OP_ZERO, OP_SYNC, OP_DATA, OP_NOTE };
+enum op_type { OP_WRITE, OP_LENGTH, OP_ZERO, OP_SYNC, OP_DATA, OP_NOTE,
+               OP_REPLACE };
 
 struct op {
   enum op_type type;
@@ -63,6 +65,11 @@ static struct op ops[MAX_OPS];
 static size_t nr_ops;
 static bool recording;   /* else calls go straight through */
 static struct file files[NR_FILES];
+static struct {
+  char path[PATH_MAX];
+  char *durable; /* its text; NULL: it is not there */
+  size_t synced; /* as in struct file */
+} points;
 static char disk_path[PATH_MAX];
 
 /* The test's: before a step of that file, and what is recorded with a step. */
@@ -109,6 +116,9 @@ file_of (int fd)
   path[n] = '\0';
   if (strcmp (path, disk_path) == 0)
     return DISK;
+  if (strncmp (path, points.path, strlen (path)) == 0 &&
+      strcmp (points.path + strlen (path), "/points.json") == 0)
+    return POINTS; /* its directory */
   for (int f = 0; f < NR_FILES; f++)
     if (strcmp (path, files[f].path) == 0)
       return f;
@@ -168,12 +178,17 @@ new_image (struct image *im)
     abort ();
 }
 
+static char *file_text (const char *path);
+
 /* Begin with the files as they are, durable. */
 static void
 load_files (void)
 {
   static const uint8_t zeros[PAGE];
 
+  free (points.durable);
+  points.durable = file_text (points.path);
+  points.synced = 0;
   for (int i = 0; i < NR_FILES; i++) {
     struct file *f = &files[i];
     int fd = open (f->path, O_RDONLY | O_CLOEXEC);
@@ -320,7 +335,7 @@ sync_file (int fd)
 {
   int f = recording ? file_of (fd) : OTHER;
 
-  if (f < NR_FILES) {
+  if (f < NR_FILES || f == POINTS) {
     step_of (f);
     scan ();
     add_op (OP_SYNC, f, 0, 0, NULL);
@@ -351,12 +366,70 @@ fstat (int fd, struct stat *st)
   return r;
 }
 
+/* The text of a small file, NULL if it is not there. */
+static char *
+file_text (const char *path)
+{
+  int fd = open (path, O_RDONLY | O_CLOEXEC);
+  char text[4096];
+  ssize_t n;
+
+  if (fd == -1)
+    return NULL;
+  n = read (fd, text, sizeof text - 1);
+  close (fd);
+  if (n < 0)
+    abort ();
+  text[n] = '\0';
+  return strdup (text);
+}
+
+static void
+note_points (const char *from)
+{
+  char *text = from ? file_text (from) : NULL;
+
+  step_of (POINTS);
+  scan ();
+  add_op (OP_REPLACE, POINTS, 0, text ? strlen (text) + 1 : 0, text);
+  free (text);
+}
+
 int
 rename (const char *from, const char *to)
 {
-  if (recording) /* not played */
+  if (recording && strcmp (to, points.path) != 0) /* not played */
     abort ();
+  if (recording)
+    note_points (from);
   return syscall (SYS_rename, from, to);
+}
+
+int
+unlink (const char *path)
+{
+  if (recording && strcmp (path, points.path) == 0)
+    note_points (NULL);
+  return syscall (SYS_unlink, path);
+}
+
+/* Make the file of points what a crash before op 'k' leaves. */
+static void
+play_points (size_t k, uint64_t seed)
+{
+  const char *text = points.durable;
+  int fd;
+
+  for (size_t n = points.synced; n < k && seed > 0; n++)
+    if (ops[n].type == OP_REPLACE && (seed == 1 || seed * 31 % (n + 2) % 2))
+      text = (const char *) ops[n].data;
+  unlink (points.path);
+  if (text == NULL)
+    return;
+  fd = open (points.path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+  if (fd == -1 || write (fd, text, strlen (text)) == -1)
+    abort ();
+  close (fd);
 }
 
 /* ---- crashes ---- */
@@ -395,6 +468,7 @@ cut (uint64_t seed, int i, const struct file *f, uint64_t sector, size_t k)
 static void
 play_crash (size_t k, uint64_t seed, struct image *work)
 {
+  play_points (k, seed);
   for (int i = 0; i < NR_FILES; i++) {
     struct file *f = &files[i];
     struct image *w = &work[i];
@@ -448,6 +522,15 @@ pass_op (size_t k)
 
   if (o->type != OP_SYNC)
     return;
+  if (o->file == POINTS) {
+    for (size_t n = points.synced; n < k; n++)
+      if (ops[n].type == OP_REPLACE) {
+        free (points.durable);
+        points.durable = ops[n].data ? strdup ((char *) ops[n].data) : NULL;
+      }
+    points.synced = k;
+    return;
+  }
   f = &files[o->file];
   for (size_t n = f->synced; n < k; n++)
     if (ops[n].file == o->file)

@@ -43,13 +43,18 @@ struct must {
   blocks if_recording; /* also those, if it is found recording */
   blocks after_clear;  /* all, once the instant of a clear has passed */
   blocks merged;       /* what it gets at the end */
+  /* Backups. */
+  bool frozen;
+  blocks since;        /* written since the backup began */
+  unsigned point;      /* of the last one that was completed, or 0 */
 };
 
 /* What is recorded as OP_NOTE. */
 struct note {
-  enum { BEGIN, END } what;
+  enum { BEGIN, END, OPENING, OPENED } what;
   struct must_action { enum bitmap_action_type type; int slot, source;
-                       bool disabled; char name[16]; } action[2];
+                       bool disabled, success; unsigned point;
+                       char name[16]; } action[2];
   int nr;
   size_t since; /* END: what the marks were */
 };
@@ -119,15 +124,67 @@ step_of (int file)
   depth--;
 }
 
+/* None that is busy. */
 static int
 slot_that (bool exists)
 {
   int first = rnd (SLOTS);
 
-  for (int i = 0; i < SLOTS; i++)
-    if (model[(first + i) % SLOTS].exists == exists)
+  for (int i = 0; i < SLOTS; i++) {
+    const struct must *m = &model[(first + i) % SLOTS];
+
+    if (m->exists == exists && !m->frozen)
       return (first + i) % SLOTS;
+  }
   return -1;
+}
+
+/* Backups, whose hooks do nothing. */
+static int
+nothing_to_prepare (struct write_hook *h, const struct named_bitmap *nb,
+                    const struct point *parent, struct error *e)
+{
+  return 0;
+}
+
+static int64_t
+go_on (struct write_hook *h, uint64_t offset, uint64_t len, uint64_t waited)
+{
+  return HOOK_GO_ON;
+}
+
+static void
+nothing_begun (struct write_hook *h)
+{
+}
+
+static void
+nothing_ended (struct write_hook *h, const char *why)
+{
+}
+
+static const struct hook_ops no_ops = { nothing_to_prepare, go_on,
+                                        nothing_begun, nothing_ended };
+static struct write_hook hooks[SLOTS];
+
+static bool
+choose_backup (struct must_action *a)
+{
+  int first = rnd (SLOTS);
+
+  for (int i = 0; i < SLOTS; i++) {
+    const struct must *m = &model[(first + i) % SLOTS];
+
+    if (!m->exists || !m->recording)
+      continue;
+    a->slot = (first + i) % SLOTS;
+    a->source = -1;
+    a->type = m->frozen ? BITMAP_BACKUP_END : BITMAP_BACKUP_BEGIN;
+    a->success = m->frozen && rnd (4);
+    a->point = ++serial;
+    return true;
+  }
+  return false;
 }
 
 static bool
@@ -147,6 +204,24 @@ choose (struct must_action *a, enum bitmap_action_type type)
     return a->source != -1 && a->source != a->slot;
   }
   return true;
+}
+
+static struct point
+point_of (unsigned n)
+{
+  struct point p = { .time = n };
+
+  memcpy (p.id.b, &n, sizeof n);
+  return p;
+}
+
+static unsigned
+number_of (const struct point *p)
+{
+  unsigned n;
+
+  memcpy (&n, p->id.b, sizeof n);
+  return n;
 }
 
 static void
@@ -180,6 +255,10 @@ change_bitmaps (void)
         n.action[0].slot == n.action[1].source)
       return;
   }
+  else if (rnd (3) == 0) {
+    if (!choose_backup (&n.action[0]))
+      return;
+  }
   else if (!choose (&n.action[0], rnd (BITMAP_MERGE + 1)))
     return;
   for (int i = 0; i < n.nr; i++) {
@@ -188,6 +267,11 @@ change_bitmaps (void)
     a[i].type = m->type;
     a[i].persistent = true;
     a[i].disabled = m->disabled;
+    hooks[m->slot].ops = &no_ops;
+    a[i].hook = &hooks[m->slot];
+    a[i].full = true;
+    a[i].success = m->success;
+    a[i].point = point_of (m->point);
     a[i].granularity = rnd (2) ? 16384 : 65536;
     if (m->type == BITMAP_ADD)
       strcpy (model[m->slot].name, m->name);
@@ -217,9 +301,24 @@ change_bitmaps (void)
     case BITMAP_REMOVE: m->exists = false; m->name[0] = '\0'; break;
     case BITMAP_ENABLE: m->recording = true; break;
     case BITMAP_DISABLE: m->recording = false; break;
+    case BITMAP_BACKUP_BEGIN: m->frozen = true; break;
+    case BITMAP_BACKUP_END: m->frozen = false; break;
     default: break;
     }
   }
+}
+
+static void
+open_noted (void)
+{
+  struct note n = { .what = OPENING };
+
+  add_op (OP_NOTE, OTHER, 0, sizeof n, &n);
+  for (int s = 0; s < SLOTS; s++)
+    model[s].frozen = false;
+  open_live ();
+  n.what = OPENED;
+  add_note (&n);
 }
 
 static void
@@ -259,7 +358,7 @@ last_writes_file (bool save)
 static void
 live_a_life (unsigned steps)
 {
-  open_live ();
+  open_noted ();
   for (unsigned i = 0; i < steps; i++)
     switch (rnd (10)) {
     case 0 ... 4: write_somewhere (); break;
@@ -268,7 +367,7 @@ live_a_life (unsigned steps)
     default:
       if (rnd (3) == 0) {
         close_live ();
-        open_live ();
+        open_noted ();
       }
     }
   scan ();
@@ -282,7 +381,7 @@ live_a_life (unsigned steps)
 
 static struct must now[SLOTS];
 static const struct note *under_way;
-static bool instant;
+static bool instant, opening;
 
 static void
 set_blocks (blocks b, uint64_t offset, uint64_t len)
@@ -322,6 +421,8 @@ begin (const struct note *n)
     }
     memset (m->if_recording, 0, sizeof m->if_recording);
     memset (m->after_clear, 0, sizeof m->after_clear);
+    if (a->type == BITMAP_BACKUP_BEGIN)
+      memset (m->since, 0, sizeof m->since);
     if (a->type == BITMAP_MERGE)
       memcpy (m->merged, now[a->source].bits, sizeof m->merged);
   }
@@ -336,9 +437,31 @@ finish (struct must *m, const struct must_action *a)
     m->recording = !a->disabled;
     break;
   case BITMAP_REMOVE: m->exists = false; break;
-  case BITMAP_ENABLE: m->recording = true; break;
-  case BITMAP_DISABLE: m->recording = false; break;
-  case BITMAP_CLEAR: memcpy (m->bits, m->after_clear, sizeof m->bits); break;
+  case BITMAP_ENABLE:
+    m->point = m->recording ? m->point : 0;
+    m->recording = true;
+    break;
+  case BITMAP_DISABLE:
+    m->point = m->recording ? 0 : m->point;
+    m->recording = false;
+    break;
+  case BITMAP_CLEAR:
+    memcpy (m->bits, m->after_clear, sizeof m->bits);
+    m->point = 0;
+    break;
+  case BITMAP_BACKUP_BEGIN:
+    m->frozen = true;
+    or_blocks (m->bits, m->if_recording);
+    break;
+  case BITMAP_BACKUP_END:
+    or_blocks (m->bits, m->if_recording);
+    or_blocks (m->since, m->if_recording);
+    if (a->success) {
+      memcpy (m->bits, m->since, sizeof m->bits);
+      m->point = a->point;
+    }
+    m->frozen = false;
+    break;
   case BITMAP_MERGE:
     or_blocks (m->bits, m->merged);
     or_blocks (m->bits, m->if_recording);
@@ -354,6 +477,10 @@ data_landed (const struct op *o)
       set_blocks (now[s].bits, o->offset, o->len);
       if (o->mask & INSTANT)
         set_blocks (now[s].after_clear, o->offset, o->len);
+      if (now[s].frozen ||
+          (action_on (s) && action_on (s)->type == BITMAP_BACKUP_BEGIN &&
+           (o->mask & INSTANT)))
+        set_blocks (now[s].since, o->offset, o->len);
     }
     if (now[s].exists && now[s].recording)
       set_blocks (action_on (s) ? now[s].if_recording : now[s].bits,
@@ -372,6 +499,13 @@ pass (size_t k)
     instant = true;
   if (o->type == OP_DATA)
     data_landed (o);
+  else if (o->type == OP_NOTE && n->what == OPENING) {
+    opening = true;
+    for (int s = 0; s < SLOTS; s++)
+      now[s].frozen = false;
+  }
+  else if (o->type == OP_NOTE && n->what == OPENED)
+    opening = false;
   else if (o->type == OP_NOTE && n->what == BEGIN)
     begin (n);
   else if (o->type == OP_NOTE) {
@@ -411,7 +545,8 @@ static void
 explain (void)
 {
   static const char *const types[] = { "add", "remove", "clear", "enable",
-                                       "disable", "merge" };
+                                       "disable", "merge", "backup begin",
+                                       "backup end" };
 
   for (int s = 0; s < SLOTS; s++)
     if (now[s].exists)
@@ -474,6 +609,36 @@ check_move (struct drive *d, size_t k, uint64_t seed)
   }
 }
 
+/* A bitmap has the point that it had, or gets; without, that of a command under
+ * way which takes it away.  What it must have then is in 'want'.
+ */
+static void
+check_point (const struct named_bitmap *nb, const struct must *m,
+             const struct must_action *a, blocks want, size_t k,
+             uint64_t seed)
+{
+  const unsigned point = number_of (&nb->point);
+
+  if (a && a->type == BITMAP_BACKUP_END && a->success && point == a->point) {
+    memcpy (want, m->since, sizeof m->since);
+    or_blocks (want, m->if_recording);
+    return;
+  }
+  if (point == m->point) {
+    /* Then nothing is missing: a clear has not begun. */
+    if (point != 0)
+      memcpy (want, m->bits, sizeof m->bits);
+    return;
+  }
+  if (point == 0 && (opening || (a && (a->type == BITMAP_CLEAR ||
+                                       a->type == BITMAP_ENABLE ||
+                                       a->type == BITMAP_DISABLE))))
+    return;
+  explain ();
+  fail_msg ("crash %llu before op %zu: '%s' has point %u instead of %u",
+            (unsigned long long) seed, k, nb->name, point, m->point);
+}
+
 /* What is found becomes what must be, if it is to be gone on from. */
 static void
 check (struct drive *d, size_t k, uint64_t seed, struct must *next)
@@ -494,6 +659,7 @@ check (struct drive *d, size_t k, uint64_t seed, struct must *next)
     memcpy (want, m->bits, sizeof want);
     if (a && a->type == BITMAP_CLEAR && instant)
       memcpy (want, m->after_clear, sizeof want);
+    check_point (nb, m, a, want, k, seed);
     if (a && nb->recording && m->recording && a->type != BITMAP_CLEAR)
       or_blocks (want, m->if_recording);
     check_bits (nb, want, k, seed);
@@ -501,6 +667,7 @@ check (struct drive *d, size_t k, uint64_t seed, struct must *next)
       strcpy (next[s].name, m->name);
       next[s].exists = true;
       next[s].recording = nb->recording;
+      next[s].point = number_of (&nb->point);
       memcpy (next[s].bits, want, sizeof want);
     }
   }
@@ -532,11 +699,32 @@ open_crashed (size_t k, uint64_t seed)
 }
 
 static void
+copy_points (const char *from, const char *to)
+{
+  char path[PATH_MAX + 8], *text;
+  int fd;
+
+  snprintf (path, sizeof path, "%s%s", points.path, from);
+  text = file_text (path);
+  snprintf (path, sizeof path, "%s%s", points.path, to);
+  unlink (path);
+  if (text == NULL)
+    return;
+  fd = open (path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+  assert_true (fd >= 0);
+  assert_int_equal (write (fd, text, strlen (text)), strlen (text));
+  close (fd);
+  free (text);
+}
+
+static void
 copy_files (const char *from, const char *to)
 {
   static uint8_t buf[MIB];
   char path[PATH_MAX + 8];
   ssize_t n;
+
+  copy_points (from, to);
 
   for (int f = 0; f < NR_FILES; f++) {
     int in, out;
@@ -619,7 +807,7 @@ test_lives (void **state)
 {
   const char *sanitizer = getenv ("FERRY_SANITIZE");
   /* ThreadSanitizer makes it ten times as slow. */
-  const unsigned few = sanitizer && strstr (sanitizer, "thread") ? 3 : 8;
+  const unsigned few = sanitizer && strstr (sanitizer, "thread") ? 3 : 6;
   const unsigned lives = getenv ("CHECK_LONG") ? 150 : few;
   const time_t end = time (NULL) + 600; /* on a machine that has more to do */
 

@@ -206,3 +206,35 @@ t.migrate("--node", "vda", "--no-bitmaps", export="only")
 t.migrate("--node", "vdb=other")
 assert names(t) == {"only": [], "other": ["a"]}, names(t)
 t.end({"only": "vda", "other": "vdb"}, [("other", "a")])
+
+# ---- at the destination ----
+
+t = Two("vda", "vdb")
+there = QMP(t.tag + "-to.ctl")
+
+
+def expect(mapping, says):
+    """The destination refuses, and nothing has come."""
+    there.execute("migrate-set-parameters", {"block-bitmap-mapping": mapping})
+    said = t.migrate("--node", "vda", "--bitmap", "c=x", "--bitmap", "d/e=y",
+                     check=False)
+    assert says in said, (mapping, said)
+    assert names(t)["vda"] == []
+
+
+expect([], "Unknown node alias 'vda'")
+expect([node("vdb", "vda")], "The node alias 'vda' stands for the node 'vdb'")
+expect([node("vda", "vda", bitmap("new", "x"))],
+       "Unknown bitmap alias 'y' on node 'vda' (alias 'vda')")
+run_nbdferry("bitmap", "add", t.tag + "-to.ctl", "mine", "--node", "vda")
+there.execute("migrate-set-parameters", {"block-bitmap-mapping": [
+    node("vda", "vda", bitmap("y", "x"), bitmap("x", "y", persistent=False)),
+    node("vdb", "vdb", bitmap("a b", "a"))]})
+t.migrate("--node", "vda", "--node", "vdb", "--bitmap", "vda/c=x",
+          "--bitmap", "d/e=y", "--bitmap", "vdb/a")
+got = t.bitmaps()
+assert sorted(got["vda"]) == ["mine", "x", "y"], got
+assert got["vda"]["y"]["persistent"] and not got["vda"]["x"]["persistent"]
+assert sorted(got["vdb"]) == ["a b"], got
+there.close()
+t.end({"vda": "vda", "vdb": "vdb"}, [("vda", "y"), ("vdb", "a b")])

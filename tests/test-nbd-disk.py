@@ -142,6 +142,43 @@ def servers():
         clean()
 
 
+def neighbours():
+    """Clients that write sectors of one and the same block of the server."""
+    server = Nbdkit("1M", "blocksize-minimum=4096", "blocksize-preferred=4096",
+                    "blocksize-maximum=64K", "blocksize-error-policy=error",
+                    "delay-read=1ms", "delay-write=1ms",
+                    plugin="memory", name="server",
+                    options=("--filter=blocksize-policy", "--filter=delay"))
+    kit = Nbdkit("disk=vda=" + server.uri("vda"), "state=st")
+
+    def write(i):
+        h = kit.connect("vda")
+        for n in range(1, 16):
+            # Sectors one by one, and the eighth takes the next block whole.
+            for block in range(2):
+                if i == 7:
+                    h.pwrite(bytes([n]) * 4096, (2 + block) * 4096)
+                h.pwrite(bytes([i * 16 + n]) * 512, block * 4096 + i * 512)
+                h.zero(256, block * 4096 + i * 512 + 256)
+        h.shutdown()
+
+    threads = [threading.Thread(target=write, args=(i,)) for i in range(8)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    h = kit.connect("vda")
+    for block in range(2):
+        for i in range(8):
+            assert h.pread(512, block * 4096 + i * 512) == \
+                bytes([i * 16 + 15]) * 256 + bytes(256), (block, i)
+    assert h.pread(8192, 8192) == b"\x0f" * 8192
+    h.shutdown()
+    kit.stop()
+    server.stop()
+    clean()
+
+
 def read_only():
     make_disk("a.raw", SIZE)
     server = Nbdkit("a.raw", plugin="file", name="server", options=("-r",))
@@ -237,6 +274,39 @@ def failed(function, *args):
     return False
 
 
+def not_sent_again():
+    """A write that was under way fails, and is not tried behind our back."""
+    server = Nbdkit("1M", "delay-write=60", "logfile=log", plugin="memory",
+                    name="server", options=("--filter=log", "--filter=delay"))
+    kit = Nbdkit("disk=vda=" + server.uri("vda"), "state=st")
+    h = kit.connect("vda")
+    cookie = h.aio_pwrite(nbd.Buffer.from_bytearray(bytearray(512)), 0)
+
+    def under_way():
+        h.poll(0)
+        with open("log") as f:
+            return "Write" in f.read()
+
+    wait_for(under_way, "the write")
+    server.kill()
+    os.unlink("log")
+    server.start()
+    end = time.monotonic() + TIMEOUT
+    try:
+        while not h.aio_command_completed(cookie):
+            assert time.monotonic() < end, "it has been sent again"
+            h.poll(100)
+        raise AssertionError("it was acknowledged")
+    except nbd.Error as e:
+        assert "EIO" in str(e), e
+    assert h.pread(512, 0) == bytes(512)
+    assert not under_way()
+    h.shutdown()
+    kit.stop()
+    server.kill()
+    clean()
+
+
 def gone():
     """The server does not come back: requests fail after the time given, and
     the daemon ends in bounded time."""
@@ -269,6 +339,15 @@ def gone():
     h.poll(0)
     kit.terminate()
     kit.wait()
+    # Nor does one that waits for a server that is there, and says nothing.
+    server.start()
+    kit.start()
+    h = kit.connect("vda")
+    server.process.send_signal(signal.SIGSTOP)
+    h.aio_pwrite(nbd.Buffer.from_bytearray(bytearray(512)), 0)
+    h.poll(0)
+    kit.terminate()
+    kit.wait()
     clean()
 
 
@@ -298,8 +377,10 @@ def destination():
 
 names()
 servers()
+neighbours()
 read_only()
 resized()
 lost()
+not_sent_again()
 gone()
 destination()

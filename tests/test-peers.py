@@ -156,3 +156,34 @@ assert bytes(h.pread(SIZE, 0)) == bytes(model.data)
 h.shutdown()
 src.stop()
 there.stop()
+
+# ---- IPv4 through a socket of IPv6 ----
+
+
+def mapped():
+    """::ffff:127.0.0.1 is loopback, ::ffff:10.9.8.7 is not."""
+    with socket.socket(socket.AF_INET6) as s:
+        s.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        s.bind(("::", 0))
+        s.listen()
+        port = s.getsockname()[1]
+        p = subprocess.Popen(
+            ["sh", "-c", "exec 3<&%d; LISTEN_PID=$$ LISTEN_FDS=1 exec "
+             'nbdkit -f "$@"' % s.fileno(), "sh", PLUGIN,
+             "disk=d=mapped.raw", "size=%d" % SIZE, "incoming=on"],
+            pass_fds=[s.fileno()], stdin=subprocess.DEVNULL)
+    atexit.register(p.kill)
+    h = connect("nbd://127.0.0.1:%d/d%%40incoming" % port)
+    h.shutdown()
+    try:
+        connect("nbd://%s:%d/d%%40incoming" % (HERE, port))
+    except nbd.Error:
+        pass
+    else:
+        raise AssertionError("a stranger in IPv6's clothes")
+    p.terminate()
+    assert p.wait(TIMEOUT) == 0
+
+
+if has_ip6 and not PRELOAD:
+    mapped()

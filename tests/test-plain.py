@@ -11,7 +11,7 @@ from nbdtest import *
 requires("nbdkit", "qemu-img", "qemu-nbd", "qemu-storage-daemon")
 
 SIZE = 24 * MiB
-GUARD = 64  # bytes at the head of each half, written one after the other
+TRAIL = SIZE - MiB  # where Counter leaves its trail
 
 
 def clean():
@@ -21,7 +21,8 @@ def clean():
 
 class Counter(threading.Thread):
     """Writes n = 1, 2, … to two places in turn, each one after the one before
-    was answered; so at any instant the first is the second or one more."""
+    was answered; so at any instant the first is the second or one more.  It
+    also leaves a trail, a sector for each fourth n."""
 
     def __init__(self, first, second):
         super().__init__(daemon=True)
@@ -35,6 +36,10 @@ class Counter(threading.Thread):
             self.n += 1
             for h, (uri, offset) in zip(self.handles, self.places):
                 h.pwrite(self.n.to_bytes(8, "big") + bytes(504), offset)
+            offset = TRAIL + self.n // 4 * 512
+            if self.n % 4 == 0 and offset < SIZE - 512:
+                self.handles[0].pwrite(b"trail" + bytes(507), offset)
+            time.sleep(0.0002)
 
     def stop(self):
         self.ending = True
@@ -83,6 +88,8 @@ def copied(target, what, uri=None, bitmaps=False):
         touched[start // 512:-(-end // 512)] = b"\1" * (-(-end // 512)
                                                         - start // 512)
     touched[0] = touched[-1] = 1
+    for at in range(TRAIL, SIZE, 512):
+        touched[at // 512] = 1
     assert all(touched[s] or copy[s * 512:s * 512 + 512] ==
                now[s * 512:s * 512 + 512] for s in range(SIZE // 512))
     if bitmaps:
@@ -101,15 +108,23 @@ def check_bitmaps(copy, writer, size):
     assert info["g9"]["granularity"] == 512
     assert "auto" in info["g9"]["flags"] and not info["still"]["flags"]
     assert bitmap_ranges("b.qcow2", "still") == []
-    # All that was acknowledged before the instant, and what came after not:
-    # the first that is missing in the order of writing is the instant.
+    # It is the instant of the copy: where the trail ends in one, it ends in the
+    # other.
     got = bitmap_ranges("b.qcow2", "g9")
+    trail = [at for at in range(TRAIL, size - 512, 512)
+             if copy[at:at + 5] == b"trail"]
+    assert 0 < len(trail) < MiB // 512 - 1
+    marked = [at for at in range(TRAIL, size - 512, 512)
+              if any(start <= at < end for start, end in got)]
+    assert marked == trail, (marked[-1], trail[-1])
+    got = [r for r in got if r[1] <= TRAIL]
+    counted = [(0, 512)]
+    # And of the writes before it, none is missing.
     n = len(writer.touched)
-    while n and granules(got + writer.touched[:n], 512, size) != got:
+    while n and granules(counted + writer.touched[:n], 512, size) != got:
         n -= 1
-    counted = [(0, 512), (size - 512, size)]
-    assert granules(writer.touched[:n] + counted, 512, size) == got or \
-        granules(writer.touched[:n] + counted[:1], 512, size) == got
+    assert n > 0
+    got = bitmap_ranges("b.qcow2", "g9")
     assert bitmap_ranges("b.qcow2", "g16") == granules(got, 65536, size)
     # QEMU merges them into an image of its own, and we import them.
     make_qcow2("c.qcow2", size)

@@ -279,7 +279,7 @@ def test_parameters(qmp):
              "an integer in the range of 0 to (2000 * 1000) ms"),
             ("multifd-compression", "gzip", "Parameter 'multifd-compression' "
              "does not accept value 'gzip'"),
-            ("block-bitmap-mapping", [], "Parameter 'block-bitmap-mapping' is "
+            ("block-bitmap-map", [], "Parameter 'block-bitmap-map' is "
              "unexpected")):
         refused(text, qmp.execute, "migrate-set-parameters",
                 {"max-bandwidth": 1, name: value})

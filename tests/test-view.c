@@ -380,6 +380,38 @@ test_limit_fail (void **state)
   end_ok (other, true);
 }
 
+/* Before the bound writers wait, the longer the less is left; each once.  And
+ * nobody keeps those waiting who shut the gate: much is copied in batches.
+ */
+static void
+test_pace (void **state)
+{
+  struct view *v = BEGIN (d, 1, .scratch_limit = 8 * GRANULE, .slow = true);
+  struct write_hook *h = view_hook (v);
+  int64_t was = 0;
+
+  for (int i = 0; i < 5; i++) {
+    assert_int_equal (h->ops->before (h, i * GRANULE, 512, 0), HOOK_GO_ON);
+  }
+  for (int i = 5; i < 8; i++) {
+    int64_t wait = h->ops->before (h, i * GRANULE, 512, 0);
+
+    assert_true (wait > was && wait <= (int64_t) (100 * NS_PER_MS));
+    was = wait;
+    assert_int_equal (h->ops->before (h, i * GRANULE, 512, wait), HOOK_GO_ON);
+    /* It is there already. */
+    assert_int_equal (h->ops->before (h, i * GRANULE, 512, 0), HOOK_GO_ON);
+  }
+  end_ok (v, false);
+  v = BEGIN (d, 1);
+  h = view_hook (v);
+  assert_int_equal (h->ops->before (h, 0, DISK_SIZE, 0), 0);
+  assert_true (info_of (v).scratch_used < DISK_SIZE / GRANULE * GRANULE);
+  assert_int_equal (h->ops->before (h, 0, DISK_SIZE, 0), HOOK_GO_ON);
+  check_old (v);
+  end_ok (v, false);
+}
+
 /* The writer waits, in vain: then the view is given up.  With space that is
  * released meanwhile it goes on.
  */
@@ -688,7 +720,8 @@ main (void)
     T (test_several),       T (test_waits_for_one),
     T (test_overtaken),     T (test_overtaken_exactly),
     T (test_in_between),    T (test_limit_fail),
-    T (test_limit_slow),    T (test_scratch_error),
+    T (test_pace),          T (test_limit_slow),
+    T (test_scratch_error),
     T (test_needed),        T (test_large_granules),
     T (test_points),        T (test_busy),
     T (test_all_or_none),   T (test_point_not_recorded),
