@@ -10,8 +10,6 @@
 #include <string.h>
 #include <sys/mman.h>
 
-#include <jansson.h>
-
 #include "cleanup.h"
 #include "clock.h"
 #include "engine.h"
@@ -111,82 +109,6 @@ engine_failed (struct engine *e, struct error *err)
 }
 
 /* ---- sending ---- */
-
-/* The status block, the caller's; NULL if there is none. */
-static json_t *
-read_status (struct client *c)
-{
-  CLEANUP_FREE char *status = malloc (PACKET_STATUS + 1);
-
-  if (status == NULL || client_size (c) < PACKET_STATUS ||
-      client_pread (c, status, PACKET_STATUS, 0) == -1)
-    return NULL;
-  status[PACKET_STATUS] = '\0';
-  return json_loads (status, 0, NULL);
-}
-
-int
-check_destination (struct client *c, struct error *err)
-{
-  json_auto_t *o = read_status (c);
-  json_t *version = json_object_get (o, "version");
-
-  if (!json_is_integer (version))
-    return error_set (err, EPROTO, "the server is not an nbdferry "
-                      "destination (its export does not have a status block); "
-                      "a server of another kind gets a copy of the data with "
-                      "--data-only (x-ferry-data-only)");
-  if (json_integer_value (version) != PACKET_VERSION)
-    return error_set (err, EPROTONOSUPPORT,
-                      "the destination speaks version %ju of the protocol, "
-                      "this side version %d; use the same release on both "
-                      "sides", (uintmax_t) json_integer_value (version),
-                      PACKET_VERSION);
-  return 0;
-}
-
-int
-check_session (struct client *c, const struct uuid *session,
-               struct error *err)
-{
-  json_auto_t *o = read_status (c);
-  const char *text = json_string_value (json_object_get (o, "session"));
-  struct uuid there;
-
-  if (text && uuid_parse (text, &there) && uuid_equal (&there, session))
-    return 0;
-  return error_set (err, EPROTO, "the server acknowledged the handshake, but "
-                    "its status block does not name the session: it is not "
-                    "an nbdferry destination");
-}
-
-/* The destination's own words, if it has any. */
-static int
-refused (struct client *c, int errnum, struct error *err)
-{
-  json_auto_t *o = NULL;
-  const char *msg;
-
-  if (client_is_dead (c))
-    return error_set (err, errnum, "the connection to the destination was "
-                      "lost: %s", strerror (errnum));
-  o = read_status (c);
-  msg = json_string_value (json_object_get (o, "error"));
-  return error_set (err, errnum, "the destination refused: %s",
-                    msg ? msg : strerror (errnum));
-}
-
-int
-send_packet (struct client *c, uint8_t *packet, const struct packet_header *h,
-             const uint8_t *payload, struct error *err)
-{
-  size_t len = PACKET_HEADER + (size_t) h->body_size + h->payload_size;
-
-  packet_seal (packet, h, payload);
-  if (client_pwrite (c, packet, len, 0, 0) == 0)
-    return 0;
-  return refused (c, errno, err);
-}
 
 /* NBD's own header of a write */
 #define NBD_HEADER 28
@@ -473,17 +395,6 @@ engine_set_round_trip (struct engine *e, uint64_t rtt)
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&e->lock);
 
   e->rtt = rtt;
-}
-
-int64_t
-engine_round_trip (struct client *c)
-{
-  uint64_t began = now_ns ();
-  char byte;
-
-  if (client_pread (c, &byte, 1, PACKET_STATUS) == -1)
-    return -1;
-  return now_ns () - began;
 }
 
 /* ---- starting and ending ---- */
