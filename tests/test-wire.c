@@ -67,6 +67,38 @@ fill (struct bitmap *bm)
   }
 }
 
+/* One bit after the other. */
+struct naive_bits {
+  const uint8_t *p;
+  size_t at;
+};
+
+static unsigned
+naive_bit (struct naive_bits *b)
+{
+  unsigned bit = b->p[b->at / 8] >> b->at % 8 & 1;
+
+  b->at++;
+  return bit;
+}
+
+static uint64_t
+naive_rice (struct naive_bits *b, unsigned k)
+{
+  uint64_t q = 0, x = 0;
+
+  while (q < 20 && naive_bit (b))
+    q++;
+  if (q == 20) {
+    for (unsigned i = 0; i < 32; i++)
+      x |= (uint64_t) naive_bit (b) << i;
+    return x;
+  }
+  for (unsigned i = 0; i < k; i++)
+    x |= (uint64_t) naive_bit (b) << i;
+  return q << k | x;
+}
+
 /* The format once more, as simply as can be: bits into an array. */
 static void
 naive_decode (const uint8_t *p, size_t len, uint8_t *bits)
@@ -86,11 +118,25 @@ naive_decode (const uint8_t *p, size_t len, uint8_t *bits)
         if (p[i / 8] >> i % 8 & 1)
           bits[i] = 1;
       p += n * 8;
-      n *= 64;
+      bits += n * 64;
     }
-    else
+    else if ((v & 3) == 3) {
+      struct naive_bits b = { p + 2, 0 };
+
+      for (uint64_t i = 0; i < n; i++) {
+        uint64_t run = naive_rice (&b, p[0]) + 1;
+
+        memset (bits, 1, run);
+        bits += run;
+        if (i + 1 < n)
+          bits += naive_rice (&b, p[1]) + 1;
+      }
+      p += 2 + (b.at + 7) / 8;
+    }
+    else {
       memset (bits, v & 3, n);
-    bits += n;
+      bits += n;
+    }
   }
 }
 
