@@ -251,12 +251,12 @@ rice_bits (const uint32_t *x, unsigned n, unsigned k)
 
 /* A good parameter for these numbers, and what they cost with it.  One guess
  * comes from the mean, which is right for what is random; the other from the
- * mean of the logarithms, which a few large numbers do not spoil.
+ * mean number of their digits, which a few large numbers do not spoil.
  */
 static unsigned
 choose_k (const uint32_t *x, unsigned n, size_t *bits)
 {
-  uint64_t sum = 0, logs = 0;
+  uint64_t sum = 0, digits = 0;
   unsigned a, b;
   size_t other;
 
@@ -265,9 +265,9 @@ choose_k (const uint32_t *x, unsigned n, size_t *bits)
     return 0;
   for (unsigned i = 0; i < n; i++) {
     sum += x[i];
-    logs += 31 - __builtin_clz (x[i] | 1);
+    digits += 63 - __builtin_clzll ((uint64_t) x[i] << 1 | 1);
   }
-  b = logs / n;
+  b = digits / n < RICE_MAX_K ? digits / n : RICE_MAX_K;
   /* log2 (0.69 * mean), rounded: 0.69 * sqrt (2) is about 1. */
   a = sum / n > 0 ? 63 - __builtin_clzll (sum / n) : 0;
   if (a > RICE_MAX_K)
@@ -337,7 +337,8 @@ write_runs (struct bits_writer *w, const struct bitmap *bm, struct runs *r,
     unsigned k_set = choose_k (r->set, r->n, &set_bits);
     unsigned k_skip = choose_k (r->skip, r->n - 1, &skip_bits);
     size_t rice = 2 + op_len (r->n) + (set_bits + skip_bits + 7) / 8;
-    size_t bytes = bytes_cost (r);
+    /* Nothing is coded in less than a byte there. */
+    size_t bytes = rice < 2 * r->n - 1 ? rice + 1 : bytes_cost (r);
     uint64_t words = words_for (bm, r->pos, span (r), end);
     bool fits;
 
