@@ -268,6 +268,7 @@ static const struct qmp_param migrate_params[] = {
   { .name = "x-ferry-mapping", .type = QMP_ARRAY, .optional = true,
     .check = check_mapping },
   { .name = "x-ferry-overwrite", .type = QMP_BOOL, .optional = true },
+  { .name = "x-ferry-hints", .type = QMP_STRING, .optional = true },
   { .name = NULL },
 };
 
@@ -379,6 +380,7 @@ run_migrate (json_t *args, struct error *err)
   const char *uri = json_string_value (json_object_get (args, "uri"));
   CLEANUP_FREE struct drive **drives = calloc (house.nr_drives,
                                                sizeof drives[0]);
+  json_t *hints = json_object_get (args, "x-ferry-hints");
   struct migrate_params params = house.params;
   struct outgoing *o = NULL;
   struct plain *p = NULL;
@@ -386,6 +388,14 @@ run_migrate (json_t *args, struct error *err)
 
   if (drives == NULL || check_flags (args, err) == -1)
     return NULL;
+  if (hints && migrate_hints_parse (json_string_value (hints), &params.hints,
+                                    err) == -1)
+    return NULL;
+  if (params.hints != MIGRATE_HINTS_NONE && is_data_only (args)) {
+    error_set (err, EINVAL, "Parameter 'x-ferry-hints' cannot be 'fs' with "
+               "'x-ferry-data-only'");
+    return NULL;
+  }
   if (is_migrating ()) {
     error_set (err, EBUSY, "There's a migration process in progress");
     return NULL;
@@ -516,12 +526,17 @@ qmp_migration_info (void)
 {
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&house.lock);
   struct migrate_info info = { .status = MIGRATE_NONE };
+  json_t *result, *hints;
 
   if (house.outgoing)
     outgoing_info (house.outgoing, &info);
   else if (house.plain)
     plain_info (house.plain, &info);
-  return migration_info (&info);
+  result = migration_info (&info);
+  hints = house.outgoing ? outgoing_hints (house.outgoing) : NULL;
+  if (hints)
+    json_object_set_new (json_object_get (result, "x-ferry"), "hints", hints);
+  return result;
 }
 
 static json_t *
