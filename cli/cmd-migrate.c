@@ -33,6 +33,7 @@ struct migrate_values {
   const char *copy_mode;        /* the same */
   const char *attach[MAX_ATTACH]; /* NAME=FILE */
   size_t nr_attach;
+  const char *hints;            /* or NULL */
   const char *bitmaps_to;       /* or NULL */
   const char *state;            /* or NULL */
   bool overwrite, data_only, no_wait, json;
@@ -45,6 +46,7 @@ enum {
   OPT_COMPRESSION,
   OPT_ATTACH,
   OPT_COPY_MODE,
+  OPT_HINTS,
   OPT_NODE,
   OPT_BITMAP,
   OPT_NO_BITMAPS,
@@ -64,6 +66,7 @@ static const struct option options[] = {
   { "compression", required_argument, NULL, OPT_COMPRESSION },
   { "attach", required_argument, NULL, OPT_ATTACH },
   { "copy-mode", required_argument, NULL, OPT_COPY_MODE },
+  { "hints", required_argument, NULL, OPT_HINTS },
   { "node", required_argument, NULL, OPT_NODE },
   { "bitmap", required_argument, NULL, OPT_BITMAP },
   { "no-bitmaps", no_argument, NULL, OPT_NO_BITMAPS },
@@ -134,6 +137,11 @@ migrate_option (const struct command *cmd, int c, const char *arg,
       return usage_error (cmd, "--copy-mode: '%s' is not background or "
                           "write-blocking", arg);
     v->copy_mode = arg;
+    break;
+  case OPT_HINTS:
+    if (strcmp (arg, "none") != 0 && strcmp (arg, "fs") != 0)
+      return usage_error (cmd, "--hints: '%s' is not none or fs", arg);
+    v->hints = arg;
     break;
   case OPT_NODE:
     if (v->names.nr_nodes == MAX_MAPPED)
@@ -218,6 +226,8 @@ migrate_arguments (struct control *c, const char *uri,
   json_t *args = json_pack ("{s:s}", "uri", uri);
   json_auto_t *nodes = NULL;
 
+  if (v->hints)
+    json_object_set_new (args, "x-ferry-hints", json_string (v->hints));
   if (v->data_only)
     json_object_set_new (args, "x-ferry-data-only", json_true ());
   if (v->bitmaps_to)
@@ -430,6 +440,8 @@ const struct command migrate_command = {
     "                          state directory over there; several times\n"
     "  --copy-mode MODE        background, or write-blocking: a write is at the\n"
     "                          destination before it is acknowledged\n"
+    "  --hints fs              leave out what ext2, ext3 and ext4 say is free,\n"
+    "                          if they were unmounted cleanly\n"
     "  --node NODE[=NAME]      only this disk, and what it is called there;\n"
     "                          may be given several times\n"
     "  --bitmap [NODE/]NAME[=ALIAS]\n"

@@ -252,10 +252,15 @@ add_run (struct walk *w, uint64_t start, uint64_t end)
   w->end = end;
 }
 
+/* In whole clusters. */
 static void
 not_free (struct walk *w, uint64_t block, uint64_t nr)
 {
-  bitmap_clear (w->vacant, place_of (w, block), nr * w->e2->blocksize);
+  const uint64_t ratio = UINT64_C (1) << w->e2->cluster_ratio_bits;
+  const uint64_t from = block & ~(ratio - 1);
+  const uint64_t to = (block + nr + ratio - 1) & ~(ratio - 1);
+
+  bitmap_clear (w->vacant, place_of (w, from), (to - from) * w->e2->blocksize);
 }
 
 static bool
