@@ -81,12 +81,17 @@ struct outgoing {
   uint64_t bandwidth;   /* bytes a second on the wire, as measured; 0: not */
   struct outgoing_cost cost; /* written by the migration thread alone */
   uint64_t hold_began, hold_sent; /* ns: the gates were shut, all was sent */
+  struct migrate_compressed compressed;
   json_t *hints;        /* see outgoing_hints */
 };
 
 /* ---- outgoing-info.c ---- */
 
 void outgoing_set_status (struct outgoing *o, enum migrate_status status);
+
+/* A packet was acknowledged.  Lock held. */
+void outgoing_count_compression (struct outgoing *o,
+                                 const struct packet_header *h);
 
 /* Call o->changed. */
 void outgoing_tell (struct outgoing *o);

@@ -66,6 +66,12 @@ enum migrate_status {
   MIGRATE_COMPLETED,
 };
 
+/* What became of packets with data. */
+struct migrate_compressed {
+  uint64_t packets, raw_packets; /* compressed; sent as they were */
+  uint64_t before, after;        /* bytes of those that were compressed */
+};
+
 struct migrate_info {
   enum migrate_status status;
   char error[ERROR_MAX];  /* why it failed, or "" */
@@ -83,6 +89,7 @@ struct migrate_info {
   double mbps;            /* megabits a second on the wire, lately */
   unsigned round;         /* dirty-sync-count */
   uint64_t bitmap_bytes;  /* bitmap sections on the wire */
+  struct migrate_compressed compressed;
   uint64_t throttle_us;   /* by how much each write is slowed now */
   uint64_t longest_hold_us; /* of any gate since it began, but the hold */
   uint64_t hold_us;         /* the hold of a handover, the last one */

@@ -487,9 +487,19 @@ mirror_info (const struct mirror_stats *m)
 }
 
 static json_t *
+compression_info (const struct migrate_compressed *c)
+{
+  return json_pack ("{s:I, s:I, s:I, s:I}",
+                    "packets", (json_int_t) c->packets,
+                    "raw-packets", (json_int_t) c->raw_packets,
+                    "bytes-before", (json_int_t) c->before,
+                    "bytes-after", (json_int_t) c->after);
+}
+
+static json_t *
 ferry_info (const struct migrate_info *i)
 {
-  return json_pack ("{s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:o}",
+  return json_pack ("{s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:o, s:o}",
                     "bitmap-bytes", (json_int_t) i->bitmap_bytes,
                     "throttle-us", (json_int_t) i->throttle_us,
                     "longest-hold-us", (json_int_t) i->longest_hold_us,
@@ -497,7 +507,8 @@ ferry_info (const struct migrate_info *i)
                     "handover-cost-us", (json_int_t) i->handover_cost_us,
                     "round-trip-us", (json_int_t) i->round_trip_us,
                     "last-flush-us", (json_int_t) i->last_flush_us,
-                    "mirrored", mirror_info (&i->mirror));
+                    "mirrored", mirror_info (&i->mirror),
+                    "compression", compression_info (&i->compressed));
 }
 
 static json_t *
@@ -593,6 +604,29 @@ check_copy_mode (json_t *value, const char *path, struct error *err)
   return 0;
 }
 
+check_level (json_t *value, unsigned most, const char *path,
+             struct error *err)
+{
+  uint64_t n;
+
+  if (!qmp_uint64 (value, &n) || n > most)
+    return error_set (err, EINVAL, "Parameter '%s' expects a value between 0 "
+                      "and %u", path, most);
+  return 0;
+}
+
+static int
+check_zlib_level (json_t *value, const char *path, struct error *err)
+{
+  return check_level (value, 9, path, err);
+}
+
+static int
+check_zstd_level (json_t *value, const char *path, struct error *err)
+{
+  return check_level (value, 20, path, err);
+}
+
 static const struct qmp_param set_params[] = {
   { .name = "max-bandwidth", .type = QMP_UINT64, .optional = true },
   { .name = "downtime-limit", .type = QMP_UINT64, .optional = true,
@@ -605,6 +639,10 @@ static const struct qmp_param set_params[] = {
     .check = check_copy_mode },
   { .name = "block-bitmap-mapping", .type = QMP_ARRAY, .optional = true,
     .check = check_mapping },
+  { .name = "multifd-zlib-level", .type = QMP_UINT8, .optional = true,
+    .check = check_zlib_level },
+  { .name = "multifd-zstd-level", .type = QMP_UINT8, .optional = true,
+    .check = check_zstd_level },
   { .name = NULL },
 };
 
@@ -634,6 +672,10 @@ run_set_parameters (json_t *args, struct error *err)
                                                   "block-bitmap-mapping"));
     incoming_set_mapping (house.incoming, p->mapping);
   }
+  if (qmp_uint64 (json_object_get (args, "multifd-zlib-level"), &n))
+    p->zlib_level = n;
+  if (qmp_uint64 (json_object_get (args, "multifd-zstd-level"), &n))
+    p->zstd_level = n;
   /* Beyond that, a number has no place in our JSON, or on any wire. */
   if (p->max_bandwidth > INT64_MAX)
     p->max_bandwidth = INT64_MAX;
@@ -653,13 +695,15 @@ query_parameters (json_t *args, struct error *err)
 
   (void) args;
   (void) err;
-  result = json_pack ("{s:I, s:I, s:I, s:s, s:s}",
+  result = json_pack ("{s:I, s:I, s:I, s:s, s:s, s:I, s:I}",
                     "max-bandwidth", (json_int_t) p->max_bandwidth,
                     "downtime-limit", (json_int_t) p->downtime_limit,
                     "multifd-channels", (json_int_t) p->channels,
                     "multifd-compression",
                     migrate_compression_name (p->compression),
-                    "copy-mode", migrate_copy_mode_name (p->copy_mode));
+                    "copy-mode", migrate_copy_mode_name (p->copy_mode),
+                    "multifd-zlib-level", (json_int_t) p->zlib_level,
+                    "multifd-zstd-level", (json_int_t) p->zstd_level);
   if (p->mapping)
     json_object_set (result, "block-bitmap-mapping", p->mapping);
   return result;
