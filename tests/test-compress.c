@@ -45,6 +45,7 @@ fill_random (void)
 static void
 fill_text (void)
 {
+  memset (payload, ' ', LEN);
   for (size_t i = 0; i < LEN; i += 8)
     snprintf ((char *) payload + i, 8, "w%05u", (unsigned) (rnd () % 5000));
 }
