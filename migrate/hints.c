@@ -36,10 +36,9 @@
 static bool
 cancelled (void *opaque)
 {
-  struct outgoing *o = opaque;
-  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&o->lock);
+  const struct outgoing *o = opaque;
 
-  return o->cancelled;
+  return stop_wait (&o->cancel, 0);
 }
 
 /* Steps 5 and 6, for one free run.  Returns how many bytes were cleared. */
