@@ -212,7 +212,10 @@ REFUSED = [
     ("not unmounted cleanly", "ssv state 0"),
     ("has errors", "ssv state 3"),
     ("orphans", "ssv last_orphan 13"),
-    ("block bitmap of its group 0", "damage"),
+    ("block bitmap of its group 0 is damaged", "damage"),
+    ("free, and not", "damage, no checksums"),
+    ("table of partitions", "table"),
+    ("larger than", "cut off"),
 ]
 
 
@@ -221,8 +224,13 @@ def test_refused():
     size = 24 * MiB
     for reason, command in REFUSED:
         make_fs("src.raw", size, "-t", "ext4", "-b", "1024", "-O",
-                "^flex_bg")
-        if command == "damage":
+                "^flex_bg" + (",^metadata_csum,^uninit_bg"
+                              if "no checksums" in command else ""))
+        if command == "table":
+            table("dos", ["start=2048, size=2048"])
+        elif command == "cut off":
+            os.truncate("src.raw", size - 512)
+        elif command.startswith("damage"):
             text = run("dumpe2fs", "src.raw")
             block = re.findall(r"Block bitmap at (\d+)", text)[0]
             with open("src.raw", "r+b") as f:
