@@ -213,10 +213,12 @@ void
 view_release (struct view *v, uint64_t offset, uint64_t len)
 {
   const uint64_t size = UINT64_C (1) << v->shift;
-  uint64_t end = offset + len < v->size ? offset + len : v->size;
-  uint64_t g = (offset + size - 1) >> v->shift;
+  uint64_t g, end;
 
-  for (; g < v->nr && (g << v->shift) + granule_len (v, g) <= end; g++) {
+  if (offset >= v->size)
+    return;
+  end = len < v->size - offset ? offset + len : v->size;
+  for (g = (offset + size - 1) >> v->shift; g < v->nr && (g << v->shift) + granule_len (v, g) <= end; g++) {
     uint32_t was = atomic_exchange (&v->place[g], PLACE_LOST);
 
     bitmap_set (v->settled, g << v->shift, granule_len (v, g));

@@ -1,11 +1,20 @@
 /* nbdferry - a bitmap's bits as bytes
  * SPDX-License-Identifier: BSD-3-Clause
  *
- * The writer goes from dirty run to dirty run.  A run costs a skip and a set,
- * one or two bytes each if they are short; where five or more runs share the
- * next 64 bits, literal words are shorter.  A skip is written only before
- * something that is set, so that any number of clean regions, over any number
- * of calls, become one number.
+ * The writer takes up to RUNS runs of set bits at a time, and works out what
+ * they cost in each of three ways:
+ *
+ *   a skip and a set for each, one or two bytes each if they are short,
+ *   all of them in one operation, their lengths in Rice codes,
+ *   literal words over all that they span.
+ *
+ * The second is close to the entropy where bits are set at random, with
+ * whatever density: run lengths are distributed geometrically then, which is
+ * what Rice codes are made for.  Where bits are as many as not, runs are not
+ * worth looking at: words are taken at once.
+ *
+ * A skip is written only before something that is set, so that any number of
+ * clean regions, over any number of calls, become one number.
  */
 #include <config.h>
 
@@ -14,20 +23,34 @@
 #include <string.h>
 
 #include "impl.h"
+#include "rice.h"
+#include "wire-ops.h"
 #include "wire.h"
 
-enum { SKIP = 0, SET = 1, WORDS = 2 };
-
-#define VARINT_MAX 10 /* bytes of 7 bits that hold 64 */
-
-/* Literals are gathered so many words at a time: a buffer on the stack, and
- * two bytes of header for 4 KiB.
+/* So many runs are looked at together: few enough to follow a change of the
+ * density, and many enough for the operation's head not to count.
  */
+#define RUNS 512
+
+/* Literals are gathered so many words at a time. */
 #define LITERALS 512
 
-/* From how many runs in 64 bits literal words pay, to begin and to go on. */
-#define RUNS_TO_BEGIN 5
-#define RUNS_TO_GO_ON 4
+/* From how many runs on, in a stretch of words, no other way is shorter by
+ * more than a few in a hundred.
+ */
+#define STRETCH        16
+#define RUNS_FOR_WORDS (STRETCH * 14)
+
+/* Words that are looked at before the tree is climbed. */
+#define NEAR 16
+
+/* Runs of set bits, the first at bit 'pos'. */
+struct runs {
+  uint64_t pos;
+  unsigned n;
+  uint32_t set[RUNS];  /* length - 1 */
+  uint32_t skip[RUNS]; /* length - 1; behind run i, if i + 1 < n */
+};
 
 static size_t
 put_op (uint8_t *p, uint64_t n, unsigned kind)
@@ -41,6 +64,13 @@ put_op (uint8_t *p, uint64_t n, unsigned kind)
   }
   p[len++] = v;
   return len;
+}
+
+/* Bytes of an operation over n bits. */
+static size_t
+op_len (uint64_t n)
+{
+  return (WORD_BITS - 1 - __builtin_clzll (n << 2 | 1)) / 7 + 1;
 }
 
 void
@@ -63,7 +93,7 @@ append (struct bits_writer *w, uint64_t pos, unsigned kind, uint64_t n,
   size_t len = 0;
 
   if (pos > w->next)
-    len += put_op (head, pos - w->next, SKIP);
+    len += put_op (head, pos - w->next, OP_SKIP);
   len += put_op (head + len, n, kind);
   if (len > w->cap - w->len || data_len > w->cap - w->len - len)
     return false;
@@ -74,6 +104,8 @@ append (struct bits_writer *w, uint64_t pos, unsigned kind, uint64_t n,
   w->next = pos + bits;
   return true;
 }
+
+/* ---- literal words ---- */
 
 /* The 64 bits at 'pos', which need not be a multiple of 64. */
 static uint64_t
@@ -86,35 +118,6 @@ word_at (const struct bitmap *bm, uint64_t pos)
   if (s > 0 && i + 1 < bm->levels[0].nr)
     w |= leaf_get (bm, i + 1) << (WORD_BITS - s);
   return w;
-}
-
-static unsigned
-runs_in (uint64_t w)
-{
-  return __builtin_popcountll (w & ~(w << 1));
-}
-
-/* Gather words at 'pos' for as long as they are better off as literals, at
- * most 'max'.  A literal must not reach beyond 'end' (the next call begins
- * there), unless nothing can follow.
- */
-static unsigned
-gather (const struct bitmap *bm, uint64_t pos, uint64_t end,
-        uint64_t words[LITERALS], unsigned max)
-{
-  unsigned n = 0;
-  uint64_t w;
-
-  while (n < max && (end - pos >= WORD_BITS || end == bm->nr_bits)) {
-    w = word_at (bm, pos);
-    if (runs_in (w) < (n == 0 ? RUNS_TO_BEGIN : RUNS_TO_GO_ON))
-      break;
-    words[n++] = htole64 (w);
-    if (end - pos <= WORD_BITS)
-      break;
-    pos += WORD_BITS;
-  }
-  return n;
 }
 
 /* How many literal words there is room for, headers and all. */
@@ -130,12 +133,234 @@ room (const struct bits_writer *w)
   return n < LITERALS ? n : LITERALS;
 }
 
+/* How many words from 'pos' on are dense enough to be literals whatever else
+ * there is: whole stretches of them, before 'end', at most 'max'.
+ */
+static unsigned
+dense_words (const struct bitmap *bm, uint64_t pos, uint64_t end, unsigned max)
+{
+  unsigned n = 0, runs;
+  uint64_t w;
+
+  while (n + STRETCH <= max && end - pos >= STRETCH * WORD_BITS) {
+    runs = 0;
+    for (unsigned i = 0; i < STRETCH; i++, pos += WORD_BITS) {
+      w = word_at (bm, pos);
+      runs += popcount (w & ~(w << 1));
+    }
+    if (runs < RUNS_FOR_WORDS)
+      break;
+    n += STRETCH;
+  }
+  return n;
+}
+
+/* How many words span 'bits' bits at 'pos'.  A literal must not reach beyond
+ * 'end' (the next call begins there), unless nothing can follow.
+ */
+static uint64_t
+words_for (const struct bitmap *bm, uint64_t pos, uint64_t bits, uint64_t end)
+{
+  uint64_t n = (bits + WORD_BITS - 1) / WORD_BITS;
+
+  return n * WORD_BITS > end - pos && end != bm->nr_bits ? n - 1 : n;
+}
+
+static bool
+write_words (struct bits_writer *w, const struct bitmap *bm, uint64_t pos,
+             unsigned n)
+{
+  uint64_t words[LITERALS];
+
+  for (unsigned i = 0; i < n; i++)
+    words[i] = htole64 (word_at (bm, pos + i * WORD_BITS));
+  return append (w, pos, OP_WORDS, n, (uint64_t) n * WORD_BITS, words, n * 8);
+}
+
+/* ---- runs ---- */
+
+/* As bm_find.  Where runs are many the next one is mostly in this word or in
+ * one of the next few: there is no need to climb the tree for it.
+ */
+static inline uint64_t
+find_near (const struct bitmap *bm, enum kind kind, uint64_t from,
+           uint64_t to)
+{
+  const uint64_t flip = kind == CLEAN ? UINT64_MAX : 0;
+  uint64_t i = from / WORD_BITS, bit, w;
+  const uint64_t far = i + NEAR < bm->levels[0].nr ? i + NEAR : 0;
+
+  if (from >= to)
+    return to;
+  w = (leaf_get (bm, i) ^ flip) & ~low_bits (from % WORD_BITS);
+  while (w == 0 && ++i < far)
+    w = leaf_get (bm, i) ^ flip;
+  if (w == 0)
+    return bm_find (bm, kind, i * WORD_BITS > from ? i * WORD_BITS : from, to);
+  bit = i * WORD_BITS + __builtin_ctzll (w);
+  return bit < to ? bit : to;
+}
+
+/* The runs from 'pos', which is set, to 'end'. */
+static void
+gather (const struct bitmap *bm, uint64_t pos, uint64_t end, struct runs *r)
+{
+  uint64_t stop, next;
+
+  r->pos = pos;
+  r->n = 0;
+  for (;;) {
+    stop = find_near (bm, CLEAN, pos + 1, end);
+    if (stop - pos > UINT32_MAX)
+      return;
+    r->set[r->n++] = stop - pos - 1;
+    if (r->n == RUNS || stop == end)
+      return;
+    next = find_near (bm, DIRTY, stop, end);
+    if (next == end || next - stop > UINT32_MAX)
+      return;
+    r->skip[r->n - 1] = next - stop - 1;
+    pos = next;
+  }
+}
+
+/* Bits from the first run's start to the last one's end. */
+static uint64_t
+span (const struct runs *r)
+{
+  uint64_t bits = 0;
+
+  for (unsigned i = 0; i < r->n; i++)
+    bits += (uint64_t) r->set[i] + 1 +
+            (i + 1 < r->n ? (uint64_t) r->skip[i] + 1 : 0);
+  return bits;
+}
+
+static size_t
+rice_bits (const uint32_t *x, unsigned n, unsigned k)
+{
+  size_t bits = (size_t) n * (1 + k);
+
+  for (unsigned i = 0; i < n; i++) {
+    const uint32_t q = x[i] >> k;
+
+    bits += q < RICE_LONG ? q : RICE_WORST - 1 - k;
+  }
+  return bits;
+}
+
+/* A good parameter for these numbers, and what they cost with it.  One guess
+ * comes from the mean, which is right for what is random; the other from the
+ * mean number of their digits, which a few large numbers do not spoil.
+ */
+static unsigned
+choose_k (const uint32_t *x, unsigned n, size_t *bits)
+{
+  uint64_t sum = 0, digits = 0;
+  unsigned a, b;
+  size_t other;
+
+  *bits = 0;
+  if (n == 0)
+    return 0;
+  for (unsigned i = 0; i < n; i++) {
+    sum += x[i];
+    digits += 63 - __builtin_clzll ((uint64_t) x[i] << 1 | 1);
+  }
+  b = digits / n < RICE_MAX_K ? digits / n : RICE_MAX_K;
+  /* log2 (0.69 * mean), rounded: 0.69 * sqrt (2) is about 1. */
+  a = sum / n > 0 ? 63 - __builtin_clzll (sum / n) : 0;
+  if (a > RICE_MAX_K)
+    a = RICE_MAX_K;
+  *bits = rice_bits (x, n, a);
+  if (a == b)
+    return a;
+  other = rice_bits (x, n, b);
+  if (other >= *bits)
+    return a;
+  *bits = other;
+  return b;
+}
+
+static size_t
+bytes_cost (const struct runs *r)
+{
+  size_t len = 0;
+
+  for (unsigned i = 0; i < r->n; i++)
+    len += op_len ((uint64_t) r->set[i] + 1) +
+           (i + 1 < r->n ? op_len ((uint64_t) r->skip[i] + 1) : 0);
+  return len;
+}
+
+/* As one operation each, for as long as there is room. */
+static bool
+write_bytes (struct bits_writer *w, const struct runs *r)
+{
+  uint64_t pos = r->pos, n;
+
+  for (unsigned i = 0; i < r->n; i++) {
+    n = (uint64_t) r->set[i] + 1;
+    if (!append (w, pos, OP_SET, n, n, NULL, 0))
+      return i > 0;
+    if (i + 1 < r->n)
+      pos += n + r->skip[i] + 1;
+  }
+  return true;
+}
+
+static bool
+write_rice (struct bits_writer *w, const struct runs *r, unsigned k_set,
+            unsigned k_skip)
+{
+  uint8_t data[2 + 2 * RUNS * RICE_WORST / 8 + 16];
+  struct bit_sink s = { .p = data + 2 };
+
+  data[0] = k_set;
+  data[1] = k_skip;
+  for (unsigned i = 0; i < r->n; i++) {
+    rice_put (&s, r->set[i], k_set);
+    if (i + 1 < r->n)
+      rice_put (&s, r->skip[i], k_skip);
+  }
+  return append (w, r->pos, OP_RUNS, r->n, span (r), data,
+                 s.p - data + (s.n > 0));
+}
+
+/* In the shortest way; fewer runs if not all fit.  False if none does. */
+static bool
+write_runs (struct bits_writer *w, const struct bitmap *bm, struct runs *r,
+            uint64_t end)
+{
+  for (; r->n > 0; r->n /= 2) {
+    size_t set_bits, skip_bits;
+    unsigned k_set = choose_k (r->set, r->n, &set_bits);
+    unsigned k_skip = choose_k (r->skip, r->n - 1, &skip_bits);
+    size_t rice = 2 + op_len (r->n) + (set_bits + skip_bits + 7) / 8;
+    /* Nothing is coded in less than a byte there. */
+    size_t bytes = rice < 2 * r->n - 1 ? rice + 1 : bytes_cost (r);
+    uint64_t words = words_for (bm, r->pos, span (r), end);
+    bool fits;
+
+    if (words > 0 && words * 8 + 2 < rice && words * 8 + 2 < bytes)
+      fits = room (w) > 0 &&
+             write_words (w, bm, r->pos, words < room (w) ? words : room (w));
+    else if (rice < bytes)
+      fits = write_rice (w, r, k_set, k_skip);
+    else
+      fits = write_bytes (w, r);
+    if (fits)
+      return true;
+  }
+  return false;
+}
+
 uint64_t
 bits_write (struct bits_writer *w, const struct bitmap *bm, uint64_t start,
             uint64_t end)
 {
-  uint64_t words[LITERALS], pos, run_end, last;
-  unsigned n;
+  struct runs r;
+  uint64_t pos, last, n;
   bool fits;
 
   last = bitmap_bits_for (end < bm->size ? end : bm->size, bm->shift);
@@ -144,13 +369,17 @@ bits_write (struct bits_writer *w, const struct bitmap *bm, uint64_t start,
     pos = w->next;
 
   while ((pos = bm_find (bm, DIRTY, pos, last)) < last) {
-    n = gather (bm, pos, last, words, room (w));
-    if (n > 0) {
-      fits = append (w, pos, WORDS, n, (uint64_t) n * WORD_BITS, words, n * 8);
-    }
+    n = dense_words (bm, pos, last, room (w));
+    if (n > 0)
+      fits = write_words (w, bm, pos, n);
     else {
-      run_end = bm_find (bm, CLEAN, pos + 1, last);
-      fits = append (w, pos, SET, run_end - pos, run_end - pos, NULL, 0);
+      gather (bm, pos, last, &r);
+      if (r.n > 0)
+        fits = write_runs (w, bm, &r, last);
+      else {
+        n = bm_find (bm, CLEAN, pos + 1, last) - pos;
+        fits = append (w, pos, OP_SET, n, n, NULL, 0);
+      }
     }
     if (!fits) {
       pos <<= bm->shift;
@@ -162,145 +391,4 @@ bits_write (struct bits_writer *w, const struct bitmap *bm, uint64_t start,
     pos = w->next;
   }
   return end;
-}
-
-/* One number at buf[*at]; false if it is cut off, does not fit in 64 bits or
- * is longer than it has to be.
- */
-static bool
-get_number (const uint8_t *buf, size_t len, size_t *at, uint64_t *v)
-{
-  uint8_t c;
-
-  *v = 0;
-  for (unsigned i = 0; i < VARINT_MAX && *at < len; i++) {
-    c = buf[(*at)++];
-    if (i == VARINT_MAX - 1 && c > 1)
-      return false;
-    *v |= (uint64_t) (c & 0x7f) << 7 * i;
-    if (c < 0x80)
-      return c != 0 || i == 0;
-  }
-  return false;
-}
-
-static uint64_t
-get_word (const uint8_t *p)
-{
-  uint64_t w;
-
-  memcpy (&w, p, sizeof w);
-  return le64toh (w);
-}
-
-/* Bad literals: cut off, beyond the end, or with bits there. */
-static const char *
-check_words (const uint8_t *p, size_t len, uint64_t n, uint64_t left)
-{
-  uint64_t beyond;
-
-  if (n > len / 8)
-    return "literal words are cut off";
-  if (n > left / WORD_BITS + (left % WORD_BITS != 0))
-    return "literal words beyond the end";
-  if (n * WORD_BITS > left) {
-    beyond = get_word (p + (n - 1) * 8);
-    if (beyond & ~low_bits (left % WORD_BITS))
-      return "bits set beyond the end";
-  }
-  return NULL;
-}
-
-int
-bits_check (const uint8_t *buf, size_t len, uint64_t first, uint64_t nr_bits,
-            uint64_t total_bits, struct error *err)
-{
-  const char *why = NULL;
-  size_t at = 0, op = 0;
-  uint64_t left = nr_bits, n;
-  unsigned kind;
-
-  if (first > total_bits || nr_bits > total_bits - first)
-    return error_set (err, EBADMSG,
-                      "bitmap section: %llu bits at bit %llu of %llu",
-                      (unsigned long long) nr_bits, (unsigned long long) first,
-                      (unsigned long long) total_bits);
-  while (why == NULL && at < len) {
-    op = at;
-    if (!get_number (buf, len, &at, &n)) {
-      why = "malformed number";
-      break;
-    }
-    kind = n & 3;
-    n >>= 2;
-    if (n == 0)
-      why = "operation without length";
-    else if (kind == WORDS) {
-      why = check_words (buf + at, len - at, n, left);
-      if (why == NULL) {
-        at += n * 8;
-        left -= n * WORD_BITS < left ? n * WORD_BITS : left;
-      }
-    }
-    else if (kind != SKIP && kind != SET)
-      why = "unknown operation";
-    else if (n > left)
-      why = "operation beyond the end";
-    else
-      left -= n;
-  }
-  if (why != NULL)
-    return error_set (err, EBADMSG, "bitmap section: %s, at byte %zu", why,
-                      op);
-  return 0;
-}
-
-/* Set the bits of 'n' literal words at bit 'pos'. */
-static void
-apply_words (struct bitmap *bm, uint64_t pos, const uint8_t *p, uint64_t n)
-{
-  const unsigned s = pos % WORD_BITS;
-  const uint64_t leaf0 = pos / WORD_BITS;
-  uint64_t block[64], mask = 0, prev = 0, w, k, leaf;
-
-  for (k = 0; k < n + (s > 0); k++) {
-    w = k < n ? get_word (p + k * 8) : 0;
-    leaf = leaf0 + k;
-    block[leaf % WORD_BITS] = w << s | (s > 0 ? prev >> (WORD_BITS - s) : 0);
-    /* An empty word may lie beyond the end. */
-    if (block[leaf % WORD_BITS] != 0)
-      mask |= UINT64_C (1) << leaf % WORD_BITS;
-    prev = w;
-    if (mask && (leaf % WORD_BITS == WORD_BITS - 1 || k + 1 == n + (s > 0))) {
-      bm_or_block (bm, leaf / WORD_BITS, block, mask);
-      mask = 0;
-    }
-  }
-}
-
-int
-bits_apply (struct bitmap *bm, const uint8_t *buf, size_t len, uint64_t first,
-            uint64_t nr_bits, struct error *err)
-{
-  uint64_t pos = first, n;
-  size_t at = 0;
-  unsigned kind;
-
-  if (bits_check (buf, len, first, nr_bits, bm->nr_bits, err) == -1)
-    return -1;
-  while (at < len && get_number (buf, len, &at, &n)) {
-    kind = n & 3;
-    n >>= 2;
-    if (kind == WORDS) {
-      apply_words (bm, pos, buf + at, n);
-      at += n * 8;
-      pos += n * WORD_BITS;
-    }
-    else {
-      if (kind == SET)
-        bm_set_bits (bm, pos, n);
-      pos += n;
-    }
-  }
-  return 0;
 }

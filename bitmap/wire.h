@@ -8,11 +8,15 @@
  *   kind 1  set     n bits that are set
  *   kind 2  words   n literal words of 64 bits follow, 8 bytes each, the
  *                   first bit in bit 0 of byte 0
+ *   kind 3  runs    n runs of set bits, and the n - 1 gaps between them, in
+ *                   Rice codes (rice.h) behind two bytes of parameters
  *
  * The operations begin at bit 'first' of the section and together cover at
  * most its number of bits (the last literal word may reach beyond; its bits
- * there must be 0).  The writer chooses, region by region, what is shorter.
- * An empty sequence is a section without a set bit.
+ * there must be 0).  The writer chooses, region by region, what is shorter:
+ * never much more than the plain bits, and at random within a fifth of their
+ * entropy, whatever their density.  An empty sequence is a section without a
+ * set bit.
  */
 #ifndef FERRY_BITMAP_WIRE_H
 #define FERRY_BITMAP_WIRE_H
@@ -50,5 +54,9 @@ int bits_check (const uint8_t *buf, size_t len, uint64_t first,
  */
 int bits_apply (struct bitmap *bm, const uint8_t *buf, size_t len,
                 uint64_t first, uint64_t nr_bits, struct error *err);
+
+/* The same for what bits_check has accepted for a bitmap of as many bits. */
+void bits_apply_checked (struct bitmap *bm, const uint8_t *buf, size_t len,
+                         uint64_t first, uint64_t nr_bits);
 
 #endif /* FERRY_BITMAP_WIRE_H */

@@ -30,9 +30,13 @@ struct migrate_values {
   uint64_t max_bandwidth, downtime_limit;
   bool has_bandwidth, has_downtime;
   const char *compression;      /* or NULL */
-  const char *copy_mode;        /* the same */
+  char method[8];               /* of it */
+  uint64_t level;
+  bool has_level;
+  const char *copy_mode;        /* or NULL */
   const char *attach[MAX_ATTACH]; /* NAME=FILE */
   size_t nr_attach;
+  const char *hints;            /* or NULL */
   const char *bitmaps_to;       /* or NULL */
   const char *state;            /* or NULL */
   bool overwrite, data_only, no_wait, json;
@@ -45,6 +49,7 @@ enum {
   OPT_COMPRESSION,
   OPT_ATTACH,
   OPT_COPY_MODE,
+  OPT_HINTS,
   OPT_NODE,
   OPT_BITMAP,
   OPT_NO_BITMAPS,
@@ -64,6 +69,7 @@ static const struct option options[] = {
   { "compression", required_argument, NULL, OPT_COMPRESSION },
   { "attach", required_argument, NULL, OPT_ATTACH },
   { "copy-mode", required_argument, NULL, OPT_COPY_MODE },
+  { "hints", required_argument, NULL, OPT_HINTS },
   { "node", required_argument, NULL, OPT_NODE },
   { "bitmap", required_argument, NULL, OPT_BITMAP },
   { "no-bitmaps", no_argument, NULL, OPT_NO_BITMAPS },
@@ -76,11 +82,32 @@ static const struct option options[] = {
   { 0 },
 };
 
-static bool
-is_compression (const char *arg)
+/* "zstd", or with a level "zstd:3". */
+static int
+compression_parse (const char *arg, struct migrate_values *v)
 {
-  return strcmp (arg, "none") == 0 || strcmp (arg, "zlib") == 0 ||
-         strcmp (arg, "zstd") == 0;
+  const size_t len = strcspn (arg, ":");
+  uint64_t most;
+
+  if (len >= sizeof v->method)
+    return -1;
+  memcpy (v->method, arg, len);
+  v->method[len] = '\0';
+  if (strcmp (v->method, "none") == 0)
+    most = 0;
+  else if (strcmp (v->method, "zlib") == 0)
+    most = 9;
+  else if (strcmp (v->method, "zstd") == 0)
+    most = 20;
+  else
+    return -1;
+  v->has_level = arg[len] == ':';
+  if (v->has_level && (most == 0 ||
+                       number_parse (arg + len + 1, &v->level) == -1 ||
+                       v->level > most))
+    return -1;
+  v->compression = v->method;
+  return 0;
 }
 
 /* JSON has no unsigned numbers. */
@@ -117,10 +144,10 @@ migrate_option (const struct command *cmd, int c, const char *arg,
     v->has_downtime = true;
     break;
   case OPT_COMPRESSION:
-    if (!is_compression (arg))
-      return usage_error (cmd, "--compression: '%s' is not none, zlib or zstd",
+    if (compression_parse (arg, v) == -1)
+      return usage_error (cmd, "--compression: '%s' is not none, zlib or "
+                          "zstd, nor zlib:0 to zlib:9 or zstd:0 to zstd:20",
                           arg);
-    v->compression = arg;
     break;
   case OPT_ATTACH:
     if (strchr (arg, '=') == NULL || strchr (arg, '=') == arg)
@@ -134,6 +161,11 @@ migrate_option (const struct command *cmd, int c, const char *arg,
       return usage_error (cmd, "--copy-mode: '%s' is not background or "
                           "write-blocking", arg);
     v->copy_mode = arg;
+    break;
+  case OPT_HINTS:
+    if (strcmp (arg, "none") != 0 && strcmp (arg, "fs") != 0)
+      return usage_error (cmd, "--hints: '%s' is not none or fs", arg);
+    v->hints = arg;
     break;
   case OPT_NODE:
     if (v->names.nr_nodes == MAX_MAPPED)
@@ -180,6 +212,11 @@ set_parameters (struct control *c, const struct migrate_values *v,
                          json_string (v->compression));
   if (v->copy_mode)
     json_object_set_new (args, "copy-mode", json_string (v->copy_mode));
+  if (v->has_level)
+    json_object_set_new (args, strcmp (v->method, "zlib") == 0
+                                 ? "multifd-zlib-level"
+                                 : "multifd-zstd-level",
+                         json_integer (v->level));
   any = json_object_size (args) > 0;
   if (any)
     result = control_command (c, "migrate-set-parameters", json_incref (args),
@@ -218,6 +255,8 @@ migrate_arguments (struct control *c, const char *uri,
   json_t *args = json_pack ("{s:s}", "uri", uri);
   json_auto_t *nodes = NULL;
 
+  if (v->hints)
+    json_object_set_new (args, "x-ferry-hints", json_string (v->hints));
   if (v->data_only)
     json_object_set_new (args, "x-ferry-data-only", json_true ());
   if (v->bitmaps_to)
@@ -425,11 +464,13 @@ const struct command migrate_command = {
     "  --channels N            connections that share the work\n"
     "  --max-bandwidth RATE    bytes a second, like 500M or 2G; 0: no limit\n"
     "  --downtime-limit MS     how long requests may be held at the end\n"
-    "  --compression METHOD    none, zlib or zstd\n"
+    "  --compression METHOD    none, zlib or zstd; with a level: zstd:3\n"
     "  --attach NAME=FILE      a file that goes along, into attached/ of the\n"
     "                          state directory over there; several times\n"
     "  --copy-mode MODE        background, or write-blocking: a write is at the\n"
     "                          destination before it is acknowledged\n"
+    "  --hints fs              leave out what ext2, ext3 and ext4 say is free,\n"
+    "                          if they were unmounted cleanly\n"
     "  --node NODE[=NAME]      only this disk, and what it is called there;\n"
     "                          may be given several times\n"
     "  --bitmap [NODE/]NAME[=ALIAS]\n"

@@ -19,6 +19,7 @@
 #include "cleanup.h"
 #include "command.h"
 #include "output.h"
+#include "remote.h"
 #include "takeover.h"
 
 enum { OPT_STATE = 256, OPT_FORCE, OPT_YES, OPT_JSON };
@@ -50,7 +51,10 @@ find_disk (struct taken *t, const char *arg, const char *state,
   if (stat (arg, &st) == 0 && S_ISSOCK (st.st_mode))
     return error_set (err, EINVAL, "%s is a socket: name the disk itself, "
                       "after its daemon was stopped", arg);
-  t->path = absolute_path (arg, err);
+  if (remote_is_uri (arg) && state == NULL)
+    return error_set (err, EINVAL, "%s: say with --state where its state "
+                      "directory is", arg);
+  t->path = remote_is_uri (arg) ? strdup (arg) : absolute_path (arg, err);
   if (t->path == NULL)
     return -1;
   if (state)
@@ -69,9 +73,12 @@ find_disk (struct taken *t, const char *arg, const char *state,
 static int
 check_free (const struct taken *t, struct error *err)
 {
-  struct disk *disk = disk_open_file (t->path, 0, false, err);
+  struct disk *disk;
   int r = 0;
 
+  if (remote_is_uri (t->path)) /* to open it will tell */
+    return 0;
+  disk = disk_open_file (t->path, 0, false, err);
   if (disk == NULL)
     return -1;
   if (disk->readonly)

@@ -201,6 +201,31 @@ progress_break (struct progress *p)
   p->drawn = false;
 }
 
+/* What file systems said is free. */
+static void
+summarise_hints (const json_t *info)
+{
+  const json_t *list =
+    json_object_get (json_object_get (info, "x-ferry"), "hints"), *h;
+  char a[SIZE_TEXT], b[SIZE_TEXT];
+  size_t i;
+
+  json_array_foreach (list, i, h) {
+    const char *node = json_string_value (json_object_get (h, "node"));
+    const char *type = json_string_value (json_object_get (h, "type"));
+    const char *reason = json_string_value (json_object_get (h, "reason"));
+    json_int_t at = json_integer_value (json_object_get (h, "offset"));
+    json_int_t n = json_integer_value (json_object_get (h, "cleared-bytes"));
+
+    printf ("  hints     %s at %s, %s: ", node ? node : "?",
+            size_format (at, a), type ? type : "unknown");
+    if (reason)
+      printf ("refused, %s\n", reason);
+    else
+      printf ("%s of it free, not sent\n", size_format (n, b));
+  }
+}
+
 void
 progress_summary (struct progress *p, const json_t *info)
 {
@@ -216,6 +241,7 @@ progress_summary (struct progress *p, const json_t *info)
   printf ("  sent      %s (%s of it bitmaps)\n",
           size_format (m.transferred, a), size_format (m.bitmap_bytes, b));
   printf ("  zeros     %s skipped\n", size_format (m.zeros, a));
+  summarise_hints (info);
   printf ("  downtime  %" PRIu64 " ms\n", m.downtime_ms);
   printf ("  rounds    %" PRIu64 "\n", m.rounds);
   fflush (stdout);

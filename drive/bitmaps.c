@@ -93,7 +93,7 @@ struct marks *
 drive_build_marks (struct drive *d, struct bitmap **extra, size_t nr_extra)
 {
   struct marks *m = malloc (
-    sizeof *m + (2 * d->nr_bitmaps + nr_extra + 1) * sizeof m->map[0]);
+    sizeof *m + (2 * d->nr_bitmaps + nr_extra + 2) * sizeof m->map[0]);
 
   if (m == NULL)
     return NULL;
@@ -113,6 +113,8 @@ drive_build_marks (struct drive *d, struct bitmap **extra, size_t nr_extra)
   }
   for (size_t i = 0; i < nr_extra; i++)
     m->map[m->nr++] = extra[i];
+  if (d->watch)
+    m->map[m->nr++] = d->watch;
   /* Last: who finds a chunk in it must find the chunk's bits as well. */
   if (d->ship)
     m->map[m->nr++] = d->ship;
@@ -173,6 +175,40 @@ drive_set_ship (struct drive *d, struct bitmap *ship, struct error *err)
   marks = drive_swap_marks (d, marks);
   gate_open (&d->writes);
   return 0;
+}
+
+int
+drive_set_watch (struct drive *d, struct bitmap *watch, struct error *err)
+{
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&d->control);
+  CLEANUP_FREE struct marks *marks = NULL;
+
+  d->watch = watch;
+  marks = drive_build_marks (d, NULL, 0);
+  if (marks == NULL) {
+    d->watch = NULL;
+    return error_set (err, ENOMEM, "%m");
+  }
+  gate_close (&d->writes);
+  marks = drive_swap_marks (d, marks);
+  gate_open (&d->writes);
+  return 0;
+}
+
+void
+drive_drop_watch (struct drive *d)
+{
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&d->control);
+  size_t n = 0;
+
+  gate_close (&d->writes);
+  for (size_t i = 0; d->marks && i < d->marks->nr; i++)
+    if (d->marks->map[i] != d->watch)
+      d->marks->map[n++] = d->marks->map[i];
+  if (d->marks)
+    d->marks->nr = n;
+  d->watch = NULL;
+  gate_open (&d->writes);
 }
 
 void

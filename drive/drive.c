@@ -216,8 +216,6 @@ open_state (struct drive *d, const struct drive_options *opt,
   if (mkdir (d->state_dir, 0700) == -1 && errno != EEXIST)
     return error_set (err, errno, "create the state directory %s: %m",
                       d->state_dir);
-  if (source_prepare (d, err) == -1)
-    return -1;
   if (asprintf (&path, "%s/journal", d->state_dir) == -1) {
     path = NULL;
     return error_set (err, ENOMEM, "%m");
@@ -237,7 +235,7 @@ open_state (struct drive *d, const struct drive_options *opt,
     r = decide_mode (d, &rec, opt->incoming, err);
   if (r == -1)
     return error_prefix (err, "%s", path);
-  if (serve_part (d, &rec, err) == -1)
+  if (serve_part (d, &rec, err) == -1 || source_prepare (d, err) == -1)
     return -1;
   r = d->mode == DRIVE_GONE ? 0 : drive_open_store (d, created, &rec, err);
   if (r == 0) {

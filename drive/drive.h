@@ -145,6 +145,7 @@ struct drive {
   struct qcow2 *store;     /* protected by control; NULL: read-only, closed */
   struct journal *journal; /* the same */
   struct bitmap *ship;     /* the same: the map that marks ends with, or NULL */
+  struct bitmap *watch;    /* the same: marked before 'ship', or NULL */
   json_t *points;          /* the same: what the file of points says, or NULL */
   uint64_t next_id;        /* the same */
 
@@ -292,6 +293,13 @@ void drive_drop_ship (struct drive *d);
  * tells the one before has a reference.  Holds nobody back.
  */
 void drive_set_mirror (struct drive *d, struct drive_mirror *m);
+/* The same for a map that says for a while what was written since; it is
+ * marked before 'ship', so that who clears a bit of 'ship' and then finds
+ * none in 'watch' has not cleared that of a write.
+ */
+int drive_set_watch (struct drive *d, struct bitmap *watch,
+                     struct error *err);
+void drive_drop_watch (struct drive *d);
 
 /* Record a new state in the journal, durably.  Control lock held. */
 int drive_record (struct drive *d, const struct journal_record *rec,

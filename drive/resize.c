@@ -17,6 +17,7 @@
 #include "drive.h"
 #include "keeper.h"
 #include "load.h"
+#include "source.h"
 
 /* Move what depends on the size, and what it is made with, between two drives.
  * 'to' has nothing of it.
@@ -81,6 +82,8 @@ open_all (struct drive *d, uint64_t size, struct error *err)
 
   d->size = size;
   rec.reasons = NULL;
+  if (source_prepare (d, err) == -1)
+    return -1;
   r = drive_open_store (d, false, &rec, err);
   if (r == 0) {
     rec.clean = false;
@@ -189,6 +192,8 @@ resize (struct drive *d, uint64_t size, struct error *err)
   pthread_mutex_lock (&d->list);
   move (d, t);
   pthread_mutex_unlock (&d->list);
+  json_decref (d->points); /* of the file, which may be another now */
+  d->points = NULL;
   if (d->store)
     qcow2_report_lost (d->store, &d->store_failed);
   if (atomic_load (&t->store_failed))

@@ -78,9 +78,11 @@ source_prepare (const struct drive *d, struct error *err)
     return error_set (err, errno, "%s: open: %m", d->data_file);
   if (!S_ISREG (st.st_mode))
     return error_set (err, EINVAL, "%s: is not a regular file", d->data_file);
-  /* What stands in it beside the note is of no use to anybody. */
+  /* What stands in it beside the note is of no use to anybody.  It may be
+   * shorter than the disk, where the file system has no files that large.
+   */
   if (ftruncate (fd, 0) == -1 || write_note (fd, d) == -1 ||
-      ftruncate (fd, d->size) == -1)
+      (ftruncate (fd, d->size) == -1 && errno != EFBIG))
     return error_set (err, errno, "%s: cannot make it: %m", d->data_file);
   return 0;
 }

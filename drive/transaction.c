@@ -287,7 +287,7 @@ finish_plan (struct plan *p, struct error *err)
 {
   struct drive *d = p->drive;
   struct bitmap *ship = d->ship;
-  size_t most = 3 * p->nr + 1, n = 0, companions = 0;
+  size_t most = 3 * p->nr + 2, n = 0, companions = 0;
   bool persistent = false;
 
   p->bitmaps = calloc (p->nr + 1, sizeof p->bitmaps[0]);
@@ -320,6 +320,10 @@ finish_plan (struct plan *p, struct error *err)
   p->marks->persistent = p->marks_after->persistent = persistent;
   memcpy (p->marks_after->map, p->marks->map + companions,
           n * sizeof p->marks->map[0]);
+  if (d->watch) {
+    p->marks->map[p->marks->nr++] = d->watch;
+    p->marks_after->map[p->marks_after->nr++] = d->watch;
+  }
   if (ship) {
     /* Last, as in drive_build_marks. */
     p->marks->map[p->marks->nr++] = ship;

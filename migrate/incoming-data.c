@@ -63,9 +63,8 @@ sections (struct drive *d, const uint8_t *buf, const struct packet_header *h,
     if (s.flags & SECTION_REPLACE)
       bitmap_clear (nb->bits, s.first_bit << nb->shift,
                     s.nr_bits << nb->shift);
-    if (bits_apply (nb->bits, s.bits, s.size, s.first_bit, s.nr_bits, err) ==
-        -1)
-      return -1;
+    /* A bitmap of that granularity has as many bits as when it was checked. */
+    bits_apply_checked (nb->bits, s.bits, s.size, s.first_bit, s.nr_bits);
   }
   return r;
 }

@@ -8,6 +8,7 @@
 
 #include "blobs.h"
 #include "mirror.h"
+#include "hints.h"
 #include "outgoing.h"
 #include "shipment.h"
 
@@ -80,11 +81,17 @@ struct outgoing {
   uint64_t bandwidth;   /* bytes a second on the wire, as measured; 0: not */
   struct outgoing_cost cost; /* written by the migration thread alone */
   uint64_t hold_began, hold_sent; /* ns: the gates were shut, all was sent */
+  struct migrate_compressed compressed;
+  json_t *hints;        /* see outgoing_hints */
 };
 
 /* ---- outgoing-info.c ---- */
 
 void outgoing_set_status (struct outgoing *o, enum migrate_status status);
+
+/* A packet was acknowledged.  Lock held. */
+void outgoing_count_compression (struct outgoing *o,
+                                 const struct packet_header *h);
 
 /* Call o->changed. */
 void outgoing_tell (struct outgoing *o);
@@ -147,6 +154,18 @@ bool hold_is_short (struct outgoing *o, uint64_t dirty);
 void hold_begins (struct outgoing *o);
 void hold_has_sent (struct outgoing *o);
 void hold_ends (struct outgoing *o);
+/* ---- hints.c ---- */
+
+/* With hints=fs: clear from the ship maps what need not be sent.  They are
+ * complete, and writes mark them; nothing is sent yet.
+ */
+int outgoing_use_hints (struct outgoing *o, struct error *err);
+
+/* For tests: clear from 'ship' what is set in 'vacant' in the place of that
+ * file system, but for what is set in 'watch'.  Returns how many bytes it was.
+ */
+uint64_t hints_clear (struct bitmap *ship, const struct bitmap *watch,
+                      const struct bitmap *vacant, struct hints_fs *fs);
 
 /* ---- handover.c ---- */
 

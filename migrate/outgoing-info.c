@@ -31,6 +31,20 @@ measure_rate (struct outgoing *o, uint64_t now)
   o->sample_bytes = o->wire_bytes;
 }
 
+void
+outgoing_count_compression (struct outgoing *o, const struct packet_header *h)
+{
+  struct migrate_compressed *c = &o->compressed;
+
+  if (h->flags & (PACKET_ZLIB | PACKET_ZSTD)) {
+    c->packets++;
+    c->before += h->raw_size;
+    c->after += h->payload_size;
+  }
+  else if (h->payload_size > 0)
+    c->raw_packets++;
+}
+
 /* Whatever the lock protects, as the world sees it.  Lock held. */
 static void
 fill_info (struct outgoing *o, struct migrate_info *info)
@@ -44,6 +58,7 @@ fill_info (struct outgoing *o, struct migrate_info *info)
   info->normal_bytes = o->normal_bytes;
   info->zero_bytes = o->zero_bytes;
   info->bitmap_bytes = o->bitmap_bytes;
+  info->compressed = o->compressed;
   info->round = o->round;
   info->remaining = info->throttle_us = 0;
   for (size_t i = 0; i < o->nr; i++) {

@@ -162,6 +162,8 @@ setup (struct outgoing *o, struct error *err)
     if (drive_set_ship (o->shipments[i].drive, o->shipments[i].ship, err) ==
         -1)
       return -1;
+  if (outgoing_use_hints (o, err) == -1)
+    return -1;
   pthread_mutex_lock (&o->lock);
   o->running = true;
   o->info.setup_ms = (now_ns () - o->started_ns) / NS_PER_MS;
@@ -290,6 +292,7 @@ free_outgoing (struct outgoing *o)
   stop_destroy (&o->quit);
   pthread_mutex_destroy (&o->lock);
   pthread_cond_destroy (&o->cond);
+  json_decref (o->hints);
   free (o->shipments);
   free (o->drives);
   free (o->uri);

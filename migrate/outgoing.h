@@ -29,6 +29,12 @@ enum migrate_copy_mode {
   MIGRATE_WRITE_BLOCKING, /* before it is acknowledged */
 };
 
+/* What is not sent although it is allocated. */
+enum migrate_hints {
+  MIGRATE_HINTS_NONE,
+  MIGRATE_HINTS_FS, /* what file systems say is free */
+};
+
 struct migrate_params {
   uint64_t max_bandwidth;  /* bytes a second, 0: no limit */
   uint64_t downtime_limit; /* ms */
@@ -37,13 +43,16 @@ struct migrate_params {
   enum migrate_copy_mode copy_mode;
   struct blobs *blobs; /* files that go along, or NULL; an outgoing that could
                           be started has taken them over */
+  unsigned zlib_level; /* 0 to 9 */
+  unsigned zstd_level; /* 0 to 20 */
+  enum migrate_hints hints;
   bool overwrite;          /* the destination's disks, whatever they hold */
   json_t *mapping;         /* block-bitmap-mapping (mapping.h), or NULL; of a
                               migration only what its start is given */
 };
 
 #define MIGRATE_PARAMS_DEFAULT \
-  { .downtime_limit = 30, .channels = 4 }
+  { .downtime_limit = 30, .channels = 4, .zlib_level = 1, .zstd_level = 1 }
 
 /* QEMU's MigrationStatus, as far as it is used. */
 enum migrate_status {
@@ -55,6 +64,12 @@ enum migrate_status {
   MIGRATE_CANCELLED,
   MIGRATE_FAILED,
   MIGRATE_COMPLETED,
+};
+
+/* What became of packets with data. */
+struct migrate_compressed {
+  uint64_t packets, raw_packets; /* compressed; sent as they were */
+  uint64_t before, after;        /* bytes of those that were compressed */
 };
 
 struct migrate_info {
@@ -74,6 +89,7 @@ struct migrate_info {
   double mbps;            /* megabits a second on the wire, lately */
   unsigned round;         /* dirty-sync-count */
   uint64_t bitmap_bytes;  /* bitmap sections on the wire */
+  struct migrate_compressed compressed;
   uint64_t throttle_us;   /* by how much each write is slowed now */
   uint64_t longest_hold_us; /* of any gate since it began, but the hold */
   uint64_t hold_us;         /* the hold of a handover, the last one */
@@ -103,6 +119,11 @@ void outgoing_set_params (struct outgoing *o,
                           const struct migrate_params *params);
 void outgoing_info (struct outgoing *o, struct migrate_info *info);
 
+/* What was found out for hints=fs, as a new JSON array, or NULL: nothing was
+ * asked for, or it has not been looked at yet.
+ */
+json_t *outgoing_hints (struct outgoing *o);
+
 /* Ask it to stop; -1 with 'err' once it has let go. */
 int outgoing_cancel (struct outgoing *o, struct error *err);
 
@@ -122,6 +143,8 @@ bool outgoing_ended (struct outgoing *o);
 
 const char *migrate_status_name (enum migrate_status status);
 const char *migrate_compression_name (enum migrate_compression c);
+int migrate_hints_parse (const char *name, enum migrate_hints *h,
+                         struct error *err);
 int migrate_compression_parse (const char *name, enum migrate_compression *c);
 const char *migrate_copy_mode_name (enum migrate_copy_mode m);
 int migrate_copy_mode_parse (const char *name, enum migrate_copy_mode *m);

@@ -23,8 +23,8 @@
 #define MIN_SHIFT 12
 #define MAX_CHUNKS (UINT64_C (1) << 26)
 
-/* A hole may go as one request of that length. */
-#define MAX_HOLE (UINT64_C (1) << 30)
+/* A worker takes no more of a hole at a time. */
+#define MAX_HOLE (UINT64_C (16) << 30)
 
 /* Runs up to this are read without a look at what is allocated. */
 #define SHORT_RUN (64 << 10)
@@ -141,8 +141,14 @@ count (struct plain *p, uint64_t data, uint64_t zeros)
   return 0;
 }
 
+/* The same of one request for zeros, so that a cancel is heeded. */
+#define MAX_ZERO (UINT64_C (1) << 30)
+
+/* From so many zeros on the server is asked first whether they are there. */
+#define ASK_ZERO (1 << 20)
+
 /* Zeros.  Where the server has no request for that, they would cross the
- * network; so it is asked first whether they are there already.
+ * network; and to ask about a large hole is cheaper than to make it.
  */
 static int
 send_zeros (struct plain *p, struct plain_disk *d, uint64_t start,
@@ -150,18 +156,18 @@ send_zeros (struct plain *p, struct plain_disk *d, uint64_t start,
 {
   struct disk *t = d->target;
   const bool can_zero = remote_abilities (t)->zero;
+  const uint64_t most = can_zero ? MAX_ZERO : PLAIN_PIECE;
 
   while (start < end) {
     struct extent ext = { start, end, EXTENT_DATA };
 
     if (stop_wait (&p->stop, 0))
       return error_set (err, ECANCELED, "cancelled");
-    if (!can_zero && t->can_extents &&
-        t->ops->extent (t, start, end, &ext) == -1)
+    if ((!can_zero || ((flags & DISK_MAY_TRIM) && end - start >= ASK_ZERO)) &&
+        t->can_extents && t->ops->extent (t, start, end, &ext) == -1)
       goto fail;
-    if (!can_zero && ext.end - start > PLAIN_PIECE &&
-        ext.type == EXTENT_DATA)
-      ext.end = start + PLAIN_PIECE;
+    if (ext.type == EXTENT_DATA && ext.end - start > most)
+      ext.end = start + most;
     if (ext.type == EXTENT_DATA &&
         t->ops->zero (t, ext.end - start, start, flags) == -1)
       goto fail;

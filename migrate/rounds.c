@@ -61,6 +61,7 @@ outgoing_producer (void *arg)
   unsigned done = 0;
 
   pthread_mutex_lock (&o->lock);
+  compressor_set_level (&c, &o->params);
   for (;;) {
     while (o->round == done && !o->producers_end)
       pthread_cond_wait (&o->cond, &o->lock);
@@ -91,6 +92,7 @@ outgoing_acked (void *opaque, struct buffer *b)
   o->wire_bytes +=
     PACKET_HEADER + (uint64_t) b->h.body_size + b->h.payload_size;
   o->normal_bytes += b->h.raw_size;
+  outgoing_count_compression (o, &b->h);
   o->zero_bytes += b->zero_bytes;
   o->bitmap_bytes += b->section_bytes;
   pthread_mutex_unlock (&o->lock);

@@ -255,6 +255,13 @@ shipment_sync_bitmaps (struct shipment *s, struct client *control,
   return 0;
 }
 
+void
+shipment_send_whole (struct shipment *s)
+{
+  for (size_t i = 0; i < s->nr_told; i++)
+    s->told[i].version = UINT64_MAX; /* none */
+}
+
 json_t *
 shipment_counts (struct shipment *s)
 {

@@ -573,27 +573,17 @@ assemble (struct filling *f, size_t sections)
     b->h.flags |= PACKET_HAS_BITMAPS;
 }
 
-/* Given up where it does not pay: it must save an eighth. */
-static int
+static void
 compress (struct buffer *b, enum migrate_compression how,
-          struct compressor *c, struct error *err)
+          struct compressor *c)
 {
-  size_t len = b->h.payload_size, r;
-  CLEANUP_FREE uint8_t *out = NULL;
+  size_t r = compress_if_it_pays (c, how, b->payload, b->h.payload_size);
 
-  if (how == MIGRATE_COMPRESSION_NONE || len < 512)
-    return 0;
-  out = malloc (len);
-  if (out == NULL)
-    return error_set (err, ENOMEM, "%m");
-  r = compress_payload (c, how, out, len - len / 8, b->payload, len);
   if (r == 0)
-    return 0;
-  memcpy (b->payload, out, r);
+    return;
   b->h.payload_size = r;
   b->h.flags |=
     how == MIGRATE_COMPRESSION_ZLIB ? PACKET_ZLIB : PACKET_ZSTD;
-  return 0;
 }
 
 static int
@@ -620,7 +610,8 @@ fill (struct filling *f, enum migrate_compression how, struct compressor *c,
   if (b->covers.nr == 0)
     return 0;
   assemble (f, add_sections (f));
-  return compress (b, how, c, err) == -1 ? -1 : 1;
+  compress (b, how, c);
+  return 1;
 }
 
 int

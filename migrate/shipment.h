@@ -101,6 +101,12 @@ bool shipment_bitmaps_pending (struct shipment *s);
 int send_control (struct client *c, struct packet_header *h,
                   enum packet_type type, json_t *body, struct error *err);
 
+/* The bitmaps that the destination knows are all to be sent whole: chunks with
+ * bits were taken out of the ship map.  The migration's thread, between
+ * rounds.
+ */
+void shipment_send_whole (struct shipment *s);
+
 /* For PREPARE: the drive's bitmaps and how many bits they have. */
 json_t *shipment_counts (struct shipment *s);
 

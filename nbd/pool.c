@@ -146,7 +146,7 @@ server_lost (struct pool *p)
   bool unflushed = p->written > p->flushed;
 
   p->lost_writes |= unflushed;
-  if (p->lost_ns > 0)
+  if (p->lost_ns > 0 || p->state == POOL_STOPPED)
     return;
   p->lost_ns = now_ns ();
   log_message ("%s: the connection is lost%s", p->uri, unflushed

@@ -398,6 +398,7 @@ remote_open (const char *uri, const struct remote_options *opt,
   }
   r->disk = *r->pool;
   r->disk.ops = &remote_ops;
+  r->disk.fixed_size = true;
   r->can = *pool_abilities (r->pool);
   if (r->disk.size % 512 != 0)
     error_set (err, EINVAL, "%s: its size, %" PRIu64 " bytes, is not a "

@@ -268,6 +268,7 @@ static const struct qmp_param migrate_params[] = {
   { .name = "x-ferry-mapping", .type = QMP_ARRAY, .optional = true,
     .check = check_mapping },
   { .name = "x-ferry-overwrite", .type = QMP_BOOL, .optional = true },
+  { .name = "x-ferry-hints", .type = QMP_STRING, .optional = true },
   { .name = NULL },
 };
 
@@ -379,6 +380,7 @@ run_migrate (json_t *args, struct error *err)
   const char *uri = json_string_value (json_object_get (args, "uri"));
   CLEANUP_FREE struct drive **drives = calloc (house.nr_drives,
                                                sizeof drives[0]);
+  json_t *hints = json_object_get (args, "x-ferry-hints");
   struct migrate_params params = house.params;
   struct outgoing *o = NULL;
   struct plain *p = NULL;
@@ -386,6 +388,14 @@ run_migrate (json_t *args, struct error *err)
 
   if (drives == NULL || check_flags (args, err) == -1)
     return NULL;
+  if (hints && migrate_hints_parse (json_string_value (hints), &params.hints,
+                                    err) == -1)
+    return NULL;
+  if (params.hints != MIGRATE_HINTS_NONE && is_data_only (args)) {
+    error_set (err, EINVAL, "Parameter 'x-ferry-hints' cannot be 'fs' with "
+               "'x-ferry-data-only'");
+    return NULL;
+  }
   if (is_migrating ()) {
     error_set (err, EBUSY, "There's a migration process in progress");
     return NULL;
@@ -477,9 +487,19 @@ mirror_info (const struct mirror_stats *m)
 }
 
 static json_t *
+compression_info (const struct migrate_compressed *c)
+{
+  return json_pack ("{s:I, s:I, s:I, s:I}",
+                    "packets", (json_int_t) c->packets,
+                    "raw-packets", (json_int_t) c->raw_packets,
+                    "bytes-before", (json_int_t) c->before,
+                    "bytes-after", (json_int_t) c->after);
+}
+
+static json_t *
 ferry_info (const struct migrate_info *i)
 {
-  return json_pack ("{s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:o}",
+  return json_pack ("{s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:o, s:o}",
                     "bitmap-bytes", (json_int_t) i->bitmap_bytes,
                     "throttle-us", (json_int_t) i->throttle_us,
                     "longest-hold-us", (json_int_t) i->longest_hold_us,
@@ -487,7 +507,8 @@ ferry_info (const struct migrate_info *i)
                     "handover-cost-us", (json_int_t) i->handover_cost_us,
                     "round-trip-us", (json_int_t) i->round_trip_us,
                     "last-flush-us", (json_int_t) i->last_flush_us,
-                    "mirrored", mirror_info (&i->mirror));
+                    "mirrored", mirror_info (&i->mirror),
+                    "compression", compression_info (&i->compressed));
 }
 
 static json_t *
@@ -516,12 +537,17 @@ qmp_migration_info (void)
 {
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&house.lock);
   struct migrate_info info = { .status = MIGRATE_NONE };
+  json_t *result, *hints;
 
   if (house.outgoing)
     outgoing_info (house.outgoing, &info);
   else if (house.plain)
     plain_info (house.plain, &info);
-  return migration_info (&info);
+  result = migration_info (&info);
+  hints = house.outgoing ? outgoing_hints (house.outgoing) : NULL;
+  if (hints)
+    json_object_set_new (json_object_get (result, "x-ferry"), "hints", hints);
+  return result;
 }
 
 static json_t *
@@ -578,6 +604,29 @@ check_copy_mode (json_t *value, const char *path, struct error *err)
   return 0;
 }
 
+check_level (json_t *value, unsigned most, const char *path,
+             struct error *err)
+{
+  uint64_t n;
+
+  if (!qmp_uint64 (value, &n) || n > most)
+    return error_set (err, EINVAL, "Parameter '%s' expects a value between 0 "
+                      "and %u", path, most);
+  return 0;
+}
+
+static int
+check_zlib_level (json_t *value, const char *path, struct error *err)
+{
+  return check_level (value, 9, path, err);
+}
+
+static int
+check_zstd_level (json_t *value, const char *path, struct error *err)
+{
+  return check_level (value, 20, path, err);
+}
+
 static const struct qmp_param set_params[] = {
   { .name = "max-bandwidth", .type = QMP_UINT64, .optional = true },
   { .name = "downtime-limit", .type = QMP_UINT64, .optional = true,
@@ -590,6 +639,10 @@ static const struct qmp_param set_params[] = {
     .check = check_copy_mode },
   { .name = "block-bitmap-mapping", .type = QMP_ARRAY, .optional = true,
     .check = check_mapping },
+  { .name = "multifd-zlib-level", .type = QMP_UINT8, .optional = true,
+    .check = check_zlib_level },
+  { .name = "multifd-zstd-level", .type = QMP_UINT8, .optional = true,
+    .check = check_zstd_level },
   { .name = NULL },
 };
 
@@ -619,6 +672,10 @@ run_set_parameters (json_t *args, struct error *err)
                                                   "block-bitmap-mapping"));
     incoming_set_mapping (house.incoming, p->mapping);
   }
+  if (qmp_uint64 (json_object_get (args, "multifd-zlib-level"), &n))
+    p->zlib_level = n;
+  if (qmp_uint64 (json_object_get (args, "multifd-zstd-level"), &n))
+    p->zstd_level = n;
   /* Beyond that, a number has no place in our JSON, or on any wire. */
   if (p->max_bandwidth > INT64_MAX)
     p->max_bandwidth = INT64_MAX;
@@ -638,13 +695,15 @@ query_parameters (json_t *args, struct error *err)
 
   (void) args;
   (void) err;
-  result = json_pack ("{s:I, s:I, s:I, s:s, s:s}",
+  result = json_pack ("{s:I, s:I, s:I, s:s, s:s, s:I, s:I}",
                     "max-bandwidth", (json_int_t) p->max_bandwidth,
                     "downtime-limit", (json_int_t) p->downtime_limit,
                     "multifd-channels", (json_int_t) p->channels,
                     "multifd-compression",
                     migrate_compression_name (p->compression),
-                    "copy-mode", migrate_copy_mode_name (p->copy_mode));
+                    "copy-mode", migrate_copy_mode_name (p->copy_mode),
+                    "multifd-zlib-level", (json_int_t) p->zlib_level,
+                    "multifd-zstd-level", (json_int_t) p->zstd_level);
   if (p->mapping)
     json_object_set (result, "block-bitmap-mapping", p->mapping);
   return result;

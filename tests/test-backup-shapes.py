@@ -191,3 +191,19 @@ found = qmp.command("x-ferry-query-exports")
 assert found["uris"] == ["nbd://127.0.0.1:%d" % daemon.port], found
 qmp.close()
 daemon.stop()
+
+# Over TLS, as its command line says; several addresses.
+with open("psk", "w") as f:
+    f.write("alice:" + "0123456789abcdef" * 4 + "\n")
+try:
+    daemon = Nbdkit("disk=a=a.raw", "control=c", name="s", tcp=True,
+                    options=("--tls=require", "--tls-psk=psk"))
+except RuntimeError:
+    daemon = None  # an nbdkit without TLS
+if daemon:
+    qmp = QMP("c")
+    found = qmp.command("x-ferry-query-exports")
+    assert found == {"uris": ["nbds://127.0.0.1:%d" % daemon.port],
+                     "tls": True}, found
+    qmp.close()
+    daemon.stop()

@@ -11,7 +11,7 @@ import subprocess
 
 from backuptest import (Held, action, apply, backups, begin, bitmap, end,
                         in_backup, refused, transaction)
-from ferrytest import Model, Nbdkit, QMP, make_disk, read_all, requires
+from ferrytest import Nbdkit, QMP, make_disk, read_all, requires
 
 requires("nbdkit", "nbdinfo", "nbdcopy", "qemu-img", "qemu-nbd")
 SIZE = (16 << 20) + 512 * 3
@@ -106,23 +106,43 @@ h.pwrite(b"y" * 512, 65536 * 5)
 assert in_backup(daemon.uri, b["export"]) == [
     (65536 * 3, 65536 * 4), (65536 * 8, 65536 * 9)]
 end(qmp, b)
+last = b
 assert in_backup(daemon.uri, "a@bitmap/day") == [(65536 * 5, 65536 * 6)]
 h.shutdown()
+
+# A reader that is much slower than a writer: how long a write took at most is
+# for who reads this log.
+for slow in False, True:
+    w = Held(daemon, ["b"], [models["b"]], areas=1, max_length=65536)
+    b = begin(qmp, "b") if slow else None
+    reader = daemon.connect(b["export"] if slow else "b")
+    parts = []
+    for at in range(0, SIZE, 1 << 20):
+        parts.append(reader.pread(min(1 << 20, SIZE - at), at))
+        w.wait(10)
+    reader.shutdown()
+    if slow:
+        assert read_all(daemon.uri(b["export"])) == b"".join(parts)
+        end(qmp, b)
+    w.stop()
+    print("longest write %s: %.1f ms" % (
+        "while a slow reader reads a backup" if slow else "without a backup",
+        w.writers[0].longest * 1000))
 
 # The points outlive the daemon, whether it ended well or not.
 qmp.close()
 daemon.stop()
 daemon.start()
 qmp = QMP("c")
-assert bitmap(qmp, "a", "day")["point"] == b["id"]
+assert bitmap(qmp, "a", "day")["point"] == last["id"]
 assert bitmap(qmp, "a", "day")["count"] == 65536
 c = begin(qmp, "a", bitmap="day")
-assert c["parent"] == b["id"]
+assert c["parent"] == last["id"]
 qmp.close()
 daemon.kill()
 daemon.start()
 qmp = QMP("c")
-assert bitmap(qmp, "a", "day")["point"] == b["id"]
+assert bitmap(qmp, "a", "day")["point"] == last["id"]
 assert bitmap(qmp, "a", "day")["count"] == 65536
 assert not backups(qmp)
 qmp.command("block-dirty-bitmap-clear", node="a", name="day")

@@ -132,6 +132,38 @@ assert status("dst.ctl")["size"] == SIZE + MiB
 compare(read_all(dst.uri("d")), model)
 dst.kill()
 
+# What another NBD server holds may be larger, too.
+store = Nbdkit("%d" % DEVICE, plugin="memory", name="store")
+REMOTE = "disk=d=" + store.uri(), "state=remote.state", "control=far.ctl"
+far = Nbdkit(*REMOTE, "incoming=on", name="far")
+shutil.rmtree("two.raw.ferry")
+two.start()
+run_nbdferry("bitmap", "add", "two.ctl", "b")
+run_nbdferry("migrate", "two.ctl", far.uri().rstrip("/"))
+two.stop()
+for how in Nbdkit.stop, Nbdkit.kill:
+    how(far)
+    far.start()
+    s = status("far.ctl")
+    assert s["size"] == SIZE + MiB and s["device-size"] == DEVICE, s
+    compare(read_all(far.uri("d")), model)
+far.stop()
+qemu_img_check("remote.state/bitmaps.qcow2")
+h = store.connect()
+assert not any(h.pread(DEVICE - SIZE - MiB - 512, SIZE + MiB + 512))
+# It bears something now, and is asked for it.
+h.pwrite(b"LUKS\xba\xbe\x00\x01".ljust(512, b"\0"), 0)
+h.shutdown()
+shutil.rmtree("remote.state")
+far = Nbdkit(*REMOTE, "incoming=on", name="far")
+shutil.rmtree("two.raw.ferry")
+two.start()
+p = run_nbdferry("migrate", "two.ctl", far.uri().rstrip("/"), check=False)
+assert p.returncode == 1 and "LUKS" in p.stderr, p
+far.stop()
+two.stop()
+store.stop()
+
 # A device that became too small for what is on it is not served.
 subprocess.run(["losetup", "-d", device], check=True)
 device = loop("small.raw", SIZE)

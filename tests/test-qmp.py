@@ -263,10 +263,12 @@ def test_parameters(qmp):
     default = qmp.command("query-migrate-parameters")
     assert default == {"max-bandwidth": 0, "downtime-limit": 30,
                        "multifd-channels": 4, "multifd-compression": "none",
-                       "copy-mode": "background"}
+                       "copy-mode": "background",
+                       "multifd-zlib-level": 1, "multifd-zstd-level": 1}
     new = {"max-bandwidth": 2 ** 40, "downtime-limit": 2000000,
            "multifd-channels": 64, "multifd-compression": "zstd",
-           "copy-mode": "write-blocking"}
+           "copy-mode": "write-blocking",
+           "multifd-zlib-level": 9, "multifd-zstd-level": 20}
     qmp.execute("migrate-set-parameters", new)
     assert qmp.command("query-migrate-parameters") == new
     for name, value, text in (

@@ -325,10 +325,10 @@ out, = take(src)
 del os.environ["FERRY_TEST_BOOT_ID"]
 b, = out["bitmaps"]
 print(b)
-if not b["inconsistent"]:
-    got = bitmap_ranges(src + ".ferry/bitmaps.qcow2", "b")
-    for start, end in granules(t.writers["d"].touched, 4096, SIZE):
-        assert any(s <= start and end <= e for s, e in got), (start, end)
+assert not b["inconsistent"], b
+got = bitmap_ranges(src + ".ferry/bitmaps.qcow2", "b")
+for start, end in granules(t.writers["d"].touched, 4096, SIZE):
+    assert any(s <= start and end <= e for s, e in got), (start, end)
 assert "reason" in b, b
 
 # ---- what needs --force ----

@@ -428,6 +428,8 @@ test_limit_slow (void **state)
   assert_false (job_done_within (&a, MOMENT));
   /* A control operation is not held up by that. */
   add_bitmap (d, "b", GRANULE, true, false);
+  view_release (v, DISK_SIZE, UINT64_MAX);
+  view_release (v, 512, GRANULE); /* no granule wholly */
   view_release (v, 0, GRANULE);
   assert_int_equal (job_join (&a), 0);
   assert_false (info_of (v).failed);
@@ -437,6 +439,15 @@ test_limit_slow (void **state)
   write_at (3 * GRANULE, 512);
   assert_true (info_of (v).failed);
   end_ok (v, false);
+  v = BEGIN (d, 1);
+  write_at (20 * GRANULE, 512);
+  view_release (v, 5, UINT64_MAX - 2);
+  assert_int_equal (info_of (v).scratch_used, 0);
+  write_at (30 * GRANULE, 512);
+  assert_int_equal (info_of (v).scratch_used, 0);
+  assert_int_equal (view_pread (v, buf, 512, 0, &err), 0);
+  assert_fails (view_pread (v, buf, 512, DISK_SIZE - 512, &err), "not kept");
+  end_ok (v, true);
 }
 
 static void

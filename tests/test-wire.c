@@ -67,6 +67,38 @@ fill (struct bitmap *bm)
   }
 }
 
+/* One bit after the other. */
+struct naive_bits {
+  const uint8_t *p;
+  size_t at;
+};
+
+static unsigned
+naive_bit (struct naive_bits *b)
+{
+  unsigned bit = b->p[b->at / 8] >> b->at % 8 & 1;
+
+  b->at++;
+  return bit;
+}
+
+static uint64_t
+naive_rice (struct naive_bits *b, unsigned k)
+{
+  uint64_t q = 0, x = 0;
+
+  while (q < 20 && naive_bit (b))
+    q++;
+  if (q == 20) {
+    for (unsigned i = 0; i < 32; i++)
+      x |= (uint64_t) naive_bit (b) << i;
+    return x;
+  }
+  for (unsigned i = 0; i < k; i++)
+    x |= (uint64_t) naive_bit (b) << i;
+  return q << k | x;
+}
+
 /* The format once more, as simply as can be: bits into an array. */
 static void
 naive_decode (const uint8_t *p, size_t len, uint8_t *bits)
@@ -86,11 +118,25 @@ naive_decode (const uint8_t *p, size_t len, uint8_t *bits)
         if (p[i / 8] >> i % 8 & 1)
           bits[i] = 1;
       p += n * 8;
-      n *= 64;
+      bits += n * 64;
     }
-    else
+    else if ((v & 3) == 3) {
+      struct naive_bits b = { p + 2, 0 };
+
+      for (uint64_t i = 0; i < n; i++) {
+        uint64_t run = naive_rice (&b, p[0]) + 1;
+
+        memset (bits, 1, run);
+        bits += run;
+        if (i + 1 < n)
+          bits += naive_rice (&b, p[1]) + 1;
+      }
+      p += 2 + (b.at + 7) / 8;
+    }
+    else {
       memset (bits, v & 3, n);
-    bits += n;
+      bits += n;
+    }
   }
 }
 
@@ -250,6 +296,103 @@ test_compact (void **state)
   bitmap_free (bm);
 }
 
+/* The example of docs/protocol.md. */
+static void
+test_example (void **state)
+{
+  static const uint8_t section[] = { 0x0f, 0x00, 0x02, 0x28, 0x02 };
+  struct bitmap *bm = new_bits (20);
+  struct error err;
+
+  assert_int_equal (bits_apply (bm, section, sizeof section, 0, 12, &err), 0);
+  for (unsigned i = 0; i < 20; i++)
+    assert_int_equal (bit (bm, i), i == 0 || i == 4 || i == 10 || i == 11);
+  bitmap_free (bm);
+}
+
+/* The binary entropy of a million bits with as many per mille set, bytes. */
+static const struct {
+  unsigned per_mille, entropy;
+} entropies[] = {
+  { 1, 1426 },    { 10, 10099 },  { 50, 35800 },  { 100, 58624 },
+  { 200, 90241 }, { 300, 110161 }, { 500, 125000 }, { 700, 110161 },
+  { 900, 58624 }, { 990, 10099 },
+};
+
+/* At random, whatever the density: within a fifth of the entropy, and never
+ * more than a hundredth above the plain bits.
+ */
+static void
+test_entropy (void **state)
+{
+  const uint64_t nr = 1000000;
+  struct error err;
+
+  for (unsigned k = 0; k < sizeof entropies / sizeof entropies[0]; k++) {
+    struct bitmap *bm = new_bits (nr), *copy;
+    static uint8_t buf[200000];
+    struct bits_writer w;
+    struct range a = { 0, 0 }, b = { 0, 0 };
+
+    for (uint64_t i = 0; i < nr; i++)
+      if (rnd (1000) < entropies[k].per_mille)
+        bitmap_set (bm, i * G, 1);
+    bits_writer_init (&w, buf, sizeof buf, 0);
+    assert_int_equal (bits_write (&w, bm, 0, UINT64_MAX), UINT64_MAX);
+    if (w.len > entropies[k].entropy * 1.2 || w.len > nr / 8 * 1.01)
+      fail_msg ("%u in a thousand: %zu bytes, the entropy is %u",
+                entropies[k].per_mille, w.len, entropies[k].entropy);
+    copy = bitmap_new (bitmap_size (bm), SHIFT, &err);
+    assert_int_equal (bits_apply (copy, buf, w.len, 0, nr, &err), 0);
+    while (bitmap_next_dirty (bm, a.end, UINT64_MAX, &a)) {
+      assert_true (bitmap_next_dirty (copy, b.end, UINT64_MAX, &b));
+      assert_true (a.start == b.start && a.end == b.end);
+    }
+    assert_false (bitmap_next_dirty (copy, b.end, UINT64_MAX, &b));
+    bitmap_free (bm);
+    bitmap_free (copy);
+  }
+}
+
+/* Short gaps, and among them very long ones, up to beyond what one code can
+ * hold.
+ */
+static void
+test_long_runs (void **state)
+{
+  const uint64_t nr = UINT64_C (5) << 32;
+  struct bitmap *bm = new_bits (nr), *copy;
+  struct range a = { 0, 0 }, b = { 0, 0 };
+  static uint8_t buf[1 << 20];
+  uint64_t at = 7;
+  struct bits_writer w;
+  struct error err;
+
+  for (unsigned i = 0; i < 3000 && at < nr; i++) {
+    uint64_t run = i % 500 == 499 ? 30000 : 1 + rnd (3);
+
+    if (i == 1700)
+      run = (UINT64_C (1) << 32) - 1 + rnd (3);
+    bitmap_set (bm, at * G, run * G);
+    at += run + (i % 100 == 99 ? rnd (1 << 22) : 1 + rnd (9));
+    if (i == 800 || i == 801)
+      at += (UINT64_C (1) << 32) - 5 + rnd (8);
+  }
+  bits_writer_init (&w, buf, sizeof buf, 0);
+  assert_int_equal (bits_write (&w, bm, 0, UINT64_MAX), UINT64_MAX);
+  assert_true (w.len < 3000);
+  copy = bitmap_new (bitmap_size (bm), SHIFT, &err);
+  assert_int_equal (bits_apply (copy, buf, w.len, 0, bitmap_bits (bm), &err),
+                    0);
+  while (bitmap_next_dirty (bm, a.end, UINT64_MAX, &a)) {
+    assert_true (bitmap_next_dirty (copy, b.end, UINT64_MAX, &b));
+    assert_true (a.start == b.start && a.end == b.end);
+  }
+  assert_false (bitmap_next_dirty (copy, b.end, UINT64_MAX, &b));
+  bitmap_free (bm);
+  bitmap_free (copy);
+}
+
 struct bad {
   const char *name, *bytes;
   size_t len;
@@ -271,7 +414,24 @@ static const struct bad bad[] = {
   { "skip of 0", BYTES ("\x00") },
   { "set of 0", BYTES ("\x01") },
   { "words of 0", BYTES ("\x02") },
-  { "unknown kind", BYTES ("\x07") },
+  { "runs of 0", BYTES ("\x03\0\0\0") },
+  { "runs without parameters", BYTES ("\x07\0") },
+  { "runs without bits", BYTES ("\x07\0\0") },
+  { "runs with a parameter of 32", BYTES ("\x07\x20\0\0\0\0\0\0") },
+  { "gaps with a parameter of 255", BYTES ("\x0b\0\xff\0\0\0\0\0") },
+  { "2 runs, cut off", BYTES ("\x0b\0\x03\xf0") },
+  { "2 runs, cut off in the gap", BYTES ("\x0b\0\x1f\0\0") },
+  { "2^62-1 runs", BYTES ("\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01"
+                          "\0\0\0\0") },
+  { "a run of 101", BYTES ("\x07\x07\0\xc8") },
+  { "2 runs, the second beyond the end", BYTES ("\x0b\0\x07\x88\x01\0") },
+  { "a gap beyond the end", BYTES ("\x0b\0\x07\x8c\x01\0") },
+  { "a bit after the runs", BYTES ("\x07\0\0\x02") },
+  { "a long code that was not needed", BYTES ("\x07\x02\0\xff\xff\xff\x04"
+                                             "\0\0\0") },
+  { "a long code, beyond the end", BYTES ("\x07\x02\0\xff\xff\xff\xff"
+                                         "\xff\xff\xff") },
+  { "a code of more than 32 bits", BYTES ("\x07\x1f\0\x03\0\0\0\0\0") },
   { "set of 101", BYTES ("\x95\x03") },
   { "skip of 101", BYTES ("\x94\x03") },
   { "skip of 100, set of 1", BYTES ("\x90\x03\x05") },
@@ -304,6 +464,9 @@ static const struct bad good[] = {
   { "2 words, bit 99 set", BYTES ("\x0a\1\0\0\0\0\0\0\0"
                                   "\0\0\0\0\x08\0\0\0") },
   { "skip of 99, a word of bit 0", BYTES ("\x8c\x03\x06\1\0\0\0\0\0\0\0") },
+  { "3 runs", BYTES ("\x0f\0\x02\x28\x02") },
+  { "a run of 100", BYTES ("\x07\x07\0\xc6") },
+  { "a long code of 90", BYTES ("\x07\x02\0\xff\xff\x9f\x05\0\0\0") },
 };
 
 static void
@@ -397,7 +560,9 @@ main (void)
 {
   const struct CMUnitTest tests[] = {
     cmocka_unit_test (test_round_trip), cmocka_unit_test (test_capacity),
-    cmocka_unit_test (test_compact),    cmocka_unit_test (test_refused),
+    cmocka_unit_test (test_compact),    cmocka_unit_test (test_example),
+    cmocka_unit_test (test_entropy),    cmocka_unit_test (test_long_runs),
+    cmocka_unit_test (test_refused),
     cmocka_unit_test (test_accepted),   cmocka_unit_test (test_mutated),
   };
 
