@@ -604,6 +604,7 @@ check_copy_mode (json_t *value, const char *path, struct error *err)
   return 0;
 }
 
+static int
 check_level (json_t *value, unsigned most, const char *path,
              struct error *err)
 {
