@@ -500,8 +500,8 @@ client_extents (struct client *c, uint64_t offset, uint64_t end,
   if (len > UINT32_MAX)
     len = UINT32_MAX & ~UINT32_C (511);
   w.end = offset + len;
-  if (finish (c, nbd_aio_block_status (c->nbd, len, offset, cb,
-                                       NBD_NULL_COMPLETION, 0)) == -1)
+  if (client_finish (c, nbd_aio_block_status (c->nbd, len, offset, cb,
+                                              NBD_NULL_COMPLETION, 0)) == -1)
     return -1;
   *next = w.at;
   if (w.at > offset)
