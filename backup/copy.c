@@ -24,6 +24,7 @@
 #include "cleanup.h"
 #include "clock.h"
 #include "copy.h"
+#include "pack-disk.h"
 
 #define CONNECT_MS 30000
 #define STATUS_BYTES (UINT64_C (1) << 30) /* asked about at a time */
@@ -186,16 +187,6 @@ take_job (struct copy *c, struct pack **pack, uint64_t *job,
 
 /* ---- a job ---- */
 
-static uint64_t
-length_of (const struct pack *p)
-{
-  uint64_t sum = 0;
-
-  for (size_t i = 0; i < p->nr; i++)
-    sum += p->extents[i].length;
-  return sum;
-}
-
 static int
 read_data (struct client *client, struct pack *p, struct error *err)
 {
@@ -210,29 +201,6 @@ read_data (struct client *client, struct pack *p, struct error *err)
       return error_set (err, errno, "read %" PRIu64 " bytes at %" PRIu64
                         ": %m", e->length, e->offset);
     to += e->length;
-  }
-  return 0;
-}
-
-static int
-write_to_target (struct disk *d, const struct pack *p, struct error *err)
-{
-  const uint8_t *from = p->raw;
-  int r;
-
-  for (size_t i = 0; i < p->nr; i++) {
-    const struct packet_extent *e = &p->extents[i];
-
-    if (e->type == EXTENT_DATA) {
-      r = d->ops->pwrite (d, from, e->length, e->offset, 0);
-      from += e->length;
-    }
-    else
-      r = d->ops->zero (d, e->length, e->offset, DISK_MAY_TRIM);
-    if (r == -1)
-      return error_set (err, errno, "%s %" PRIu64 " bytes at %" PRIu64
-                        ": %m", e->type == EXTENT_DATA ? "write" : "zero",
-                        e->length, e->offset);
   }
   return 0;
 }
@@ -262,9 +230,9 @@ do_job (struct worker *w, struct pack *p, uint64_t job, struct error *err)
     return -1;
   if (c->opt.writer)
     return hand_over (c, job, err);
-  if (write_to_target (c->opt.target, p, err) == -1)
+  if (pack_write (p, c->opt.target, err) == -1)
     return -1;
-  c->done += length_of (p);
+  c->done += pack_length (p);
   return 0;
 }
 
@@ -350,7 +318,7 @@ writer_thread (void *opaque)
 
   while (r == 0 && (s = next_slot (c)) != NULL) {
     r = archive_write (c->opt.writer, &s->pack, &err);
-    c->done += length_of (&s->pack);
+    c->done += pack_length (&s->pack);
     give_back (c, s);
   }
   if (r == 0 && !has_failed (c))
