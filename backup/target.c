@@ -11,6 +11,7 @@
 #include <unistd.h>
 
 #include "cleanup.h"
+#include "probe.h"
 #include "remote.h"
 #include "target.h"
 
@@ -31,19 +32,26 @@ is_blank (struct disk *d, uint64_t offset, size_t len, struct error *err)
   return disk_is_zero (buf, len);
 }
 
+/* Something that is known, or anything at all at either end. */
 static int
 refuse_content (struct disk *d, const char *where, struct error *err)
 {
   size_t len = d->size < LOOK ? d->size : LOOK;
-  int r = is_blank (d, 0, len, err);
+  CLEANUP_FREE char *what = NULL;
+  int known = disk_probe (d, &what, err), blank = -1;
 
-  if (r == 1)
-    r = is_blank (d, d->size - len, len, err);
-  if (r == -1)
+  if (known == 0)
+    blank = is_blank (d, 0, len, err);
+  if (blank == 1)
+    blank = is_blank (d, d->size - len, len, err);
+  if (known == 1)
+    return error_set (err, EEXIST, "%s holds %s; it is overwritten only "
+                      "if asked to (restore --overwrite, backup --force)", where, what);
+  if (known == -1 || blank == -1)
     return error_prefix (err, "%s", where);
-  if (r == 0)
-    return error_set (err, EEXIST, "%s is not empty; give --overwrite if it "
-                      "may be overwritten", where);
+  if (blank == 0)
+    return error_set (err, EEXIST, "%s is not empty; it is overwritten "
+                      "only if asked to (restore --overwrite, backup --force)", where);
   return 0;
 }
 
@@ -62,6 +70,8 @@ check_fixed (struct target *t, const struct target_options *opt,
     return error_set (err, ENOSPC, "%s has %" PRIu64 " bytes, which is less "
                       "than the %" PRIu64 " of the disk", opt->where, d->size,
                       opt->size);
+  if (d->ops->claim && d->ops->claim (d, err) == -1)
+    return -1;
   if (opt->in_place || opt->overwrite || d->size == 0)
     return 0;
   return refuse_content (d, opt->where, err);
@@ -172,8 +182,8 @@ open_path (struct target *t, const struct target_options *opt,
     return open_in_place (t, opt, err);
   if (opt->overwrite)
     return open_emptied (t, opt, err);
-  return error_set (err, EEXIST, "%s exists already; give --overwrite if it "
-                    "may be overwritten", opt->where);
+  return error_set (err, EEXIST, "%s exists already; it is overwritten only "
+                    "if asked to (restore --overwrite, backup --force)", opt->where);
 }
 
 int

@@ -24,7 +24,7 @@ static const struct option main_options[] = {
 
 static const struct command *const main_group[] = {
   &status_command, &bitmap_command, &migrate_command, &recover_command,
-  &archive_command, &restore_command,
+  &backup_command, &archive_command, &restore_command,
   &takeover_command, NULL,
 };
 
