@@ -15,7 +15,7 @@
 #include "remote.h"
 #include "target.h"
 
-#define PATIENCE_MS 30000 /* for an NBD server that is gone */
+#define PATIENCE_MS 10000 /* for an NBD server that is gone */
 #define LOOK        (1 << 20) /* bytes at both ends in which content shows */
 
 /* ---- is anything on it? ---- */
