@@ -18,7 +18,7 @@
 #include "size.h"
 
 #define STEP_NS    (100 * NS_PER_MS)
-#define GIVE_UP_NS (5 * NS_PER_S) /* how long threads may take to stop */
+#define GIVE_UP_NS (2 * NS_PER_S) /* how long threads may take to stop */
 #define BAR_MAX    40
 
 void
