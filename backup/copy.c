@@ -39,7 +39,11 @@ struct worker {
   struct client *client;
   pthread_t thread;
   bool started;
+  uint64_t reading; /* where its job begins, under the lock; NOTHING: all of it
+                       has been read */
 };
+
+#define NOTHING UINT64_MAX
 
 struct copy {
   /* Read-only after copy_start. */
@@ -162,9 +166,10 @@ take_extents (struct copy *c, struct pack *p, struct error *err)
 
 /* The next job, with its number: 1; 0: there is none, -1. */
 static int
-take_job (struct copy *c, struct pack **pack, uint64_t *job,
+take_job (struct worker *w, struct pack **pack, uint64_t *job,
           struct error *err)
 {
+  struct copy *c = w->copy;
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&c->lock);
 
   while (!c->failed && !c->all_taken && c->opt.writer &&
@@ -181,6 +186,7 @@ take_job (struct copy *c, struct pack **pack, uint64_t *job,
     pthread_cond_broadcast (&c->changed);
     return 0;
   }
+  w->reading = (*pack)->extents[0].offset;
   *job = c->next_job++;
   return 1;
 }
@@ -221,12 +227,23 @@ hand_over (struct copy *c, uint64_t job, struct error *err)
   return 0;
 }
 
+static void
+has_read (struct worker *w)
+{
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&w->copy->lock);
+
+  w->reading = NOTHING;
+}
+
 static int
 do_job (struct worker *w, struct pack *p, uint64_t job, struct error *err)
 {
   struct copy *c = w->copy;
 
-  if (read_data (w->client, p, err) == -1 || pack_find_zeros (p, err) == -1)
+  if (read_data (w->client, p, err) == -1)
+    return -1;
+  has_read (w);
+  if (pack_find_zeros (p, err) == -1)
     return -1;
   if (c->opt.writer)
     return hand_over (c, job, err);
@@ -258,7 +275,7 @@ work (struct worker *w)
 
   if (c->opt.target)
     r = pack_init (&own, &err);
-  while (r == 0 && (r = take_job (c, &p, &job, &err)) == 1)
+  while (r == 0 && (r = take_job (w, &p, &job, &err)) == 1)
     r = do_job (w, p, job, &err);
   if (r == -1)
     fail (c, &err);
@@ -354,6 +371,7 @@ connect_all (struct copy *c, struct error *err)
     return -1;
   for (unsigned i = 0; i < c->opt.connections; i++) {
     c->workers[i].copy = c;
+    c->workers[i].reading = NOTHING;
     c->workers[i].client = connect_source (c, err);
     if (c->workers[i].client == NULL)
       return -1;
@@ -445,6 +463,20 @@ uint64_t
 copy_done (struct copy *c)
 {
   return c->done;
+}
+
+uint64_t
+copy_read_up_to (struct copy *c)
+{
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&c->lock);
+  uint64_t least;
+
+  /* Jobs are taken in order, so nothing before the next one is untaken. */
+  least = c->at_found < c->nr_found ? c->found[c->at_found].start : c->asked;
+  for (unsigned i = 0; i < c->opt.connections; i++)
+    if (c->workers[i].reading < least)
+      least = c->workers[i].reading;
+  return least;
 }
 
 bool

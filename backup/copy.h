@@ -38,6 +38,11 @@ struct copy *copy_start (const struct copy_options *opt, struct error *err);
 /* Any thread: bytes of the disk dealt with so far. */
 uint64_t copy_done (struct copy *c);
 
+/* Any thread: everything before this offset has been read, and will not be
+ * read again.
+ */
+uint64_t copy_read_up_to (struct copy *c);
+
 /* Wait at most that long (ns): true if no thread is at work any more. */
 bool copy_wait (struct copy *c, uint64_t ns);
 

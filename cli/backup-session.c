@@ -265,6 +265,27 @@ session_uris (struct backup_session *s, struct error *err)
   return NULL;
 }
 
+/* So many bytes at least, so that not every moment brings a command. */
+#define RELEASE_STEP (8 << 20)
+
+void
+session_release (struct backup_session *s, struct backup_disk *d,
+                 uint64_t up_to)
+{
+  char id[UUID_TEXT];
+
+  if (up_to <= d->released ||
+      (up_to - d->released < RELEASE_STEP && up_to < d->head.size))
+    return;
+  uuid_format (&s->id, id);
+  json_decref (control_command (
+    s->control, "x-ferry-backup-release",
+    json_pack ("{s:s, s:s, s:I, s:I}", "node", d->node, "id", id, "offset",
+               (json_int_t) d->released, "length",
+               (json_int_t) (up_to - d->released)), NULL));
+  d->released = up_to;
+}
+
 /* ---- end ---- */
 
 static json_t *

@@ -33,6 +33,7 @@ struct backup_disk {
   struct archive_head head;  /* its id is a new one */
   char *export;
   uint64_t needed;           /* bytes of the disk in the backup, about */
+  uint64_t released;         /* up to here the daemon keeps nothing any more */
 };
 
 struct backup_session {
@@ -58,6 +59,12 @@ int session_begin (struct backup_session *s, struct error *err);
  * drop; NULL on error.
  */
 json_t *session_uris (struct backup_session *s, struct error *err);
+
+/* That disk has been read up to there, and will not be read there again: what
+ * the daemon keeps of it can go.  Errors do not matter.
+ */
+void session_release (struct backup_session *s, struct backup_disk *d,
+                      uint64_t up_to);
 
 /* All is durable: advance the bitmaps.  -1 with *unknown if the daemon did not
  * even answer; if it refused, the backup is still to be given up.

@@ -188,25 +188,46 @@ backup_option (const struct command *cmd, int c, const char *arg,
 
 /* ---- copying ---- */
 
+/* A disk that is being copied. */
+struct under_way {
+  struct copy *copy;
+  struct backup_session *session;
+  struct backup_disk *disk;
+};
+
 static bool
-op_wait (void *c, uint64_t ns)
+op_wait (void *opaque, uint64_t ns)
 {
-  return copy_wait (c, ns);
+  struct under_way *u = opaque;
+
+  return copy_wait (u->copy, ns);
 }
 
 static uint64_t
-op_done (void *c)
+op_done (void *opaque)
 {
-  return copy_done (c);
+  struct under_way *u = opaque;
+
+  return copy_done (u->copy);
 }
 
 static void
-op_stop (void *c)
+op_stop (void *opaque)
 {
-  copy_stop (c);
+  struct under_way *u = opaque;
+
+  copy_stop (u->copy);
 }
 
-static const struct copying_ops ops = { op_wait, op_done, op_stop };
+static void
+op_tick (void *opaque)
+{
+  struct under_way *u = opaque;
+
+  session_release (u->session, u->disk, copy_read_up_to (u->copy));
+}
+
+static const struct copying_ops ops = { op_wait, op_done, op_stop, op_tick };
 
 /* The first address of the daemon that works. */
 static struct copy *
@@ -246,7 +267,7 @@ leave (struct backup *b)
 }
 
 static int
-copy_disk (struct backup *b, const struct backup_disk *d, struct out *o,
+copy_disk (struct backup *b, struct backup_disk *d, struct out *o,
            struct error *err)
 {
   struct copy_options opt = {
@@ -259,18 +280,18 @@ copy_disk (struct backup *b, const struct backup_disk *d, struct out *o,
     .id = d->head.id,
     .compression = { .how = MIGRATE_COMPRESSION_ZSTD },
   };
-  struct copy *c;
+  struct under_way u = { NULL, &b->session, d };
 
   if (b->v->has_compression)
     opt.compression = b->v->compression;
-  c = start_copy (b, &opt, err);
-  if (c == NULL)
+  u.copy = start_copy (b, &opt, err);
+  if (u.copy == NULL)
     return -1;
   copying_begin (&b->progress, d->node, d->needed);
-  if (!copying_wait (&b->progress, &ops, c))
+  if (!copying_wait (&b->progress, &ops, &u))
     leave (b);
   copying_break (&b->progress);
-  if (copy_end (c, err) == -1)
+  if (copy_end (u.copy, err) == -1)
     return -1;
   if (copying_interrupted (&b->progress))
     return error_set (err, ECANCELED, "interrupted");

@@ -136,7 +136,11 @@ op_stop (void *r)
   restore_stop (r);
 }
 
-static const struct copying_ops ops = { op_wait, op_done, op_stop };
+static const struct copying_ops ops = {
+  .wait = op_wait,
+  .done = op_done,
+  .stop = op_stop,
+};
 
 static int
 write_all (const struct chain *c, struct target *t,

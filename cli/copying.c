@@ -221,6 +221,8 @@ copying_wait (struct copying *c, const struct copying_ops *ops, void *opaque)
 {
   while (!ops->wait (opaque, STEP_NS)) {
     copying_show (c, ops->done (opaque));
+    if (ops->tick)
+      ops->tick (opaque);
     if (copying_interrupted (c)) {
       copying_break (c);
       complain ("giving up");
@@ -228,6 +230,8 @@ copying_wait (struct copying *c, const struct copying_ops *ops, void *opaque)
       return ops->wait (opaque, GIVE_UP_NS);
     }
   }
+  if (ops->tick)
+    ops->tick (opaque);
   if (c->mode == PROGRESS_BAR) {
     c->last_ns = 0;
     copying_show (c, ops->done (opaque));

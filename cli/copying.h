@@ -57,6 +57,7 @@ struct copying_ops {
   bool (*wait) (void *opaque, uint64_t ns);
   uint64_t (*done) (void *opaque);
   void (*stop) (void *opaque);
+  void (*tick) (void *opaque); /* ten times a second, and at the end; or NULL */
 };
 
 /* Show how it goes until it ends.  false: it was interrupted, and does not

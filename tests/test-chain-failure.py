@@ -250,6 +250,30 @@ def given_up_by_the_daemon(disk, chain):
     chain.go_on()
 
 
+def what_was_read_is_released(disk, chain):
+    """The daemon need not keep what will not be read again."""
+    h = disk.daemon.connect("vda")
+    data = random.Random(7).randbytes(18 * MiB)
+    h.pwrite(data, 0)
+    disk.model.set(0, data)
+    b = Backup(disk, "r.nbf", "--bitmap=b", "--compression=none")
+    model = disk.snapshot()
+    h.pwrite(bytes(4 * MiB), 0)
+    disk.model.set(0, bytes(4 * MiB))
+    archive = b.process.stdout.read(9 * MiB)
+    wait_for(lambda: disk.backups()[0]["scratch-used"] == 0,
+             "the scratch space to be released")
+    assert b.release() == 0
+    with open("r.nbf", "rb") as f:
+        archive += f.read()
+    with open("r.nbf", "wb") as f:
+        f.write(archive)
+    h.shutdown()
+    chain.archives.append("r.nbf")
+    restore(chain.archives, model)
+    chain.go_on()
+
+
 def locked():
     """Two that write the same file."""
     with open("x.nbf.partial", "wb") as f:
@@ -268,6 +292,7 @@ interrupted(the_disk, the_chain)
 daemon_killed(the_disk, the_chain)
 end_lost(the_disk, the_chain)
 given_up_by_the_daemon(the_disk, the_chain)
+what_was_read_is_released(the_disk, the_chain)
 first_one_fails(the_disk)
 locked()
 the_disk.stop()
