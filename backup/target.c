@@ -45,13 +45,15 @@ refuse_content (struct disk *d, const char *where, struct error *err)
   if (blank == 1)
     blank = is_blank (d, d->size - len, len, err);
   if (known == 1)
-    return error_set (err, EEXIST, "%s holds %s; it is overwritten only "
-                      "if asked to (restore --overwrite, backup --force)", where, what);
+    return error_set (err, EEXIST, "%s holds %s; it is overwritten only if "
+                      "asked to (restore --overwrite, backup --force)",
+                      where, what);
   if (known == -1 || blank == -1)
     return error_prefix (err, "%s", where);
   if (blank == 0)
-    return error_set (err, EEXIST, "%s is not empty; it is overwritten "
-                      "only if asked to (restore --overwrite, backup --force)", where);
+    return error_set (err, EEXIST, "%s is not empty; it is overwritten only "
+                      "if asked to (restore --overwrite, backup --force)",
+                      where);
   return 0;
 }
 
@@ -183,7 +185,8 @@ open_path (struct target *t, const struct target_options *opt,
   if (opt->overwrite)
     return open_emptied (t, opt, err);
   return error_set (err, EEXIST, "%s exists already; it is overwritten only "
-                    "if asked to (restore --overwrite, backup --force)", opt->where);
+                    "if asked to (restore --overwrite, backup --force)",
+                    opt->where);
 }
 
 int
