@@ -120,6 +120,16 @@ def onto(models):
     refused("builds upon the point", "restore", "i2.nbf", "image.raw",
             "--onto-point", info("i2.nbf")["point"])
     compare("image.raw", models[1])
+    # Not a byte of what lies before the damage is written.
+    bad = bytearray(read_file("i2.nbf"))
+    bad[-900] ^= 4
+    write_file("bad.nbf", bad)
+    before = os.stat("image.raw")
+    refused("bad.nbf: at byte", "restore", "bad.nbf", "image.raw",
+            "--incremental")
+    assert os.stat("image.raw").st_mtime_ns == before.st_mtime_ns
+    compare("image.raw", models[1])
+    os.unlink("bad.nbf")
     run_nbdferry("restore", "i2.nbf", "image.raw", "--onto-point", point)
     compare("image.raw", models[2])
     refused("does not exist", "restore", "i2.nbf", "none.raw",
