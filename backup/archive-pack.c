@@ -138,7 +138,7 @@ compress_it (struct pack *p, const struct pack_compression *c)
     return 0;
   if (p->compressed == NULL && (p->compressed = malloc (PACK_DATA)) == NULL)
     return 0;
-  p->compressor.level = c->level;
+  p->compressor.level = c->level ? c->level + 1 : 0;
   n = compress_payload (&p->compressor, c->how, p->compressed, cap, p->raw,
                         p->raw_size);
   if (n == 0)
