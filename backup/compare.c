@@ -101,6 +101,7 @@ tick (void *opaque)
                       c->total);
 }
 
+/* An archive is read in order, so by one thread. */
 int
 compare_sides (const struct side *a, const struct side *b,
                struct bitmap *differs, const struct compare_options *opt,
@@ -108,7 +109,9 @@ compare_sides (const struct side *a, const struct side *b,
 {
   struct comparison c = { .a = a, .b = b, .differs = differs, .opt = opt };
 
-  c.crew = (struct crew){ .threads = opt->threads, .work = work, .tick = tick,
+  c.crew = (struct crew){ .threads = a->archive || b->archive ? 1
+                                                              : opt->threads,
+                          .work = work, .tick = tick,
                           .opaque = &c };
   c.total = a->size < b->size ? a->size : b->size;
   c.nr = hash_blocks (c.total, a->block);

@@ -14,6 +14,7 @@
 
 #include "cleanup.h"
 #include "remote.h"
+#include "side-archive.h"
 #include "side.h"
 
 /* Hashing a few large blocks on a slow disk takes its time. */
@@ -125,16 +126,35 @@ side_of_disk (struct side *s, const char *where, struct disk *d,
   return s->is_uri && s->size > 0 ? probe_hashes (s, err) : 0;
 }
 
+static int
+open_archive (struct side *s, const char *where, uint64_t block,
+              struct error *err)
+{
+  struct hash_source source;
+  struct archive_side *a = archive_side_open (where, err);
+
+  if (a == NULL)
+    return -1;
+  archive_side_source (a, &source);
+  *s = (struct side){ .where = where, .archive = a, .block = block,
+                      .size = source.size };
+  hasher_init (&s->hasher, &source, block);
+  return 0;
+}
+
 int
 side_open (struct side *s, const char *where, uint64_t block,
            unsigned connections, const struct stop *stop, struct error *err)
 {
   struct remote_options opt = { .connections = connections,
                                 .patience_ms = PATIENCE_MS, .stop = stop };
-  struct disk *d = remote_is_uri (where) ? remote_open (where, &opt, err)
-                                         : open_file (where, err);
+  struct disk *d;
 
   *s = (struct side){ 0 };
+  if (!remote_is_uri (where) && archive_side_is (where))
+    return open_archive (s, where, block, err);
+  d = remote_is_uri (where) ? remote_open (where, &opt, err)
+                            : open_file (where, err);
   if (d == NULL)
     return -1;
   if (side_of_disk (s, where, d, block, stop, err) == -1) {
@@ -145,9 +165,17 @@ side_open (struct side *s, const char *where, uint64_t block,
   return 0;
 }
 
+int
+side_finish (struct side *s, struct error *err)
+{
+  return s->archive ? archive_side_finish (s->archive, err) : 0;
+}
+
 void
 side_close (struct side *s)
 {
+  if (s->archive)
+    archive_side_close (s->archive);
   if (s->owned)
     s->disk->ops->close (s->disk);
   free (s->hash_export);

@@ -1,8 +1,8 @@
 /* nbdferry - one of two disks that are compared
  * SPDX-License-Identifier: BSD-3-Clause
  *
- * A side is a raw file, a block device, or an export of an NBD server, and
- * what is asked of it are the hashes of its blocks.  A server of ours computes
+ * A side is a raw file, a block device, an export of an NBD server, or a chain
+ * of archives (side-archive.h), and what is asked of it are the hashes of its blocks.  A server of ours computes
  * them itself (its export NAME@hash/SIZE, docs/hash.md), so that no data
  * moves; of any other the data is read, and hashed here.
  */
@@ -18,6 +18,8 @@
 struct side {
   const char *where;  /* as the caller has it */
   struct disk *disk;  /* whose data is read, unless by_hash */
+  struct archive_side *archive; /* instead: to be read in order, by one thread
+                                   alone */
   bool owned;         /* the disk is ours to close */
   bool is_uri;
   bool by_hash;       /* the server has the hashes */
@@ -40,6 +42,11 @@ int side_open (struct side *s, const char *where, uint64_t block,
 /* The same for a disk that is open, and stays the caller's. */
 int side_of_disk (struct side *s, const char *where, struct disk *d,
                   uint64_t block, const struct stop *stop, struct error *err);
+
+/* All that was needed of it was read: 0; -1 if something was wrong with it that
+ * was not seen before.
+ */
+int side_finish (struct side *s, struct error *err);
 
 void side_close (struct side *s);
 

@@ -69,7 +69,7 @@ progress (void *opaque, uint64_t done, uint64_t total)
 static const char *
 method (const struct side *s)
 {
-  return s->by_hash ? "hashes" : s->is_uri ? "data" : "file";
+  return s->archive ? "archive" : s->by_hash ? "hashes" : s->is_uri ? "data" : "file";
 }
 
 /* What both have, or only the longer one. */
@@ -173,6 +173,8 @@ verify (struct verify *v, struct error *err)
     return -1;
   r = compare_sides (&v->a, &v->b, v->differs, &opt, err);
   meter_clear (&v->meter);
+  if (v->a.archive || v->b.archive) /* that error says more */
+    r |= side_finish (&v->a, err) | side_finish (&v->b, err);
   return r;
 }
 
@@ -223,8 +225,10 @@ const struct command verify_disks_command = {
   .synopsis = "A B [OPTION]...",
   .summary = "Compare two disks by hashes.",
   .help =
-    "A and B are raw files, block devices or NBD URIs.  An 'nbdkit ferry'\n"
-    "daemon computes the hashes of its disks itself, so that no data moves.\n"
+    "A and B are raw files, block devices, NBD URIs, or archives of backups: a\n"
+    "full one, or FULL,INCREMENTAL,... in the order in which they were made.\n"
+    "An 'nbdkit ferry' daemon computes the hashes of its disks itself, so that\n"
+    "no data moves.\n"
     "The exit status is 0 if both are the same, 1 if they differ, and 2 if\n"
     "that could not be found out.\n"
     "\n"

@@ -149,6 +149,42 @@ class Verify(unittest.TestCase):
         r = verify_json(ours.uri("vda"), plain.uri(), status=1)
         self.assertEqual(ranges(r), [(0, BLOCK)])
 
+    def test_archives(self):
+        """A chain of archives and the disk that it is of, at each point."""
+        daemon = Nbdkit("disk=vda=a.raw", "control=ctl", name="a")
+        h = daemon.connect("vda")
+        chain = []
+        for i in range(3):
+            run_nbdferry("backup", "ctl", "%d.nbf" % i, "--bitmap", "b")
+            chain.append("%d.nbf" % i)
+            both = ",".join(chain), daemon.uri("vda")
+            r = verify_json(*both, status=0)
+            self.assertEqual((r["a"]["read-as"], r["b"]["read-as"]),
+                             ("archive", "hashes"))
+            h.pwrite(bytes([i + 1]) * 512, (3 + i) * MiB)
+            h.zero(65536, (11 + i) * MiB - 512)
+            r = verify_json(*both, status=1)
+            got = [x for start, length in ranges(r)
+                   for x in range(start, start + length, BLOCK)]
+            self.assertIn((3 + i) * MiB, got)
+            self.assertLessEqual(len(got), 3)
+        h.shutdown()
+        r = verify_json("0.nbf", "0.nbf,1.nbf", status=1)
+        self.assertEqual(ranges(r)[0], (3 * MiB, BLOCK))
+        verify("0.nbf,1.nbf,2.nbf", "0.nbf,1.nbf,2.nbf", status=0)
+        # a gap, no full one, damage
+        verify("0.nbf,2.nbf", "a.raw", status=2)
+        self.assertIn("incremental", verify("1.nbf", "b.raw",
+                                            status=2).stderr)
+        for at in os.path.getsize("0.nbf") - 20, 2 * MiB:
+            subprocess.run(["cp", "0.nbf", "bad.nbf"], check=True)
+            with open("bad.nbf", "r+b") as f:
+                f.seek(at)
+                byte = f.read(1)
+                f.seek(at)
+                f.write(bytes([byte[0] ^ 4]))
+            verify("bad.nbf", "b.raw", status=2)
+
     def test_hash_export(self):
         daemon = Nbdkit("disk=vda=a.raw", name="a")
         h = daemon.connect("vda@hash/65536", contexts=())
