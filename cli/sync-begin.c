@@ -16,10 +16,14 @@
 #include "cleanup.h"
 #include "nodes.h"
 #include "output.h"
+#include "probe.h"
 #include "remote.h"
 #include "side.h"
 #include "size.h"
 #include "sync.h"
+
+#define CONNECT_MS 10000
+#define LOOK       (1 << 20) /* bytes in which content shows */
 
 #define ADVICE \
   "; --compare sends what differs and goes on from there, --full sends " \
@@ -156,11 +160,37 @@ open_standby (struct sync_job *s, struct error *err)
     return -1;
   if (s->target->readonly)
     return error_set (err, EROFS, "%s: is read-only", s->standby);
+  if (s->target->ops->claim && s->target->ops->claim (s->target, err) == -1)
+    return -1;
   if (s->target->size < s->size)
     return error_set (err, ENOSPC, "%s: has %" PRIu64 " bytes, fewer than the "
                       "disk, which has %" PRIu64, s->standby, s->target->size,
                       s->size);
   return 0;
+}
+
+/* A first copy that was not asked for in so many words goes to a disk without
+ * anything on it.
+ */
+static int
+check_blank (struct sync_job *s, struct error *err)
+{
+  const size_t len = s->target->size < LOOK ? s->target->size : LOOK;
+  CLEANUP_FREE char *what = NULL, *buf = malloc (len);
+  int known = disk_probe (s->target, &what, err);
+
+  if (known == -1)
+    return error_prefix (err, "%s", s->standby);
+  if (buf == NULL)
+    return error_set (err, ENOMEM, "%m");
+  if (s->target->ops->pread (s->target, buf, len, 0) == -1)
+    return error_set (err, errno, "%s: read: %m", s->standby);
+  if (known == 0 && disk_is_zero (buf, len))
+    return 0;
+  return error_set (err, EEXIST, "%s: is no standby that is known, and holds "
+                    "%s; --full overwrites it, --compare does too, but sends "
+                    "only what differs", s->standby,
+                    known ? what : "something");
 }
 
 /* ---- deciding ---- */
@@ -193,7 +223,7 @@ decide_without_record (struct sync_job *s, struct found *f, struct error *err)
                         "standby could be at, so there is nothing to adopt"
                         ADVICE, s->opt->bitmap);
     s->mode = SYNC_FULL; /* it was made for this, by hand */
-    return 0;
+    return check_blank (s, err);
   }
   if (!s->opt->adopt)
     return error_set (err, EINVAL, "bitmap '%s' is in use already, but not "
@@ -215,7 +245,7 @@ decide_to_go_on (struct sync_job *s, struct found *f, struct error *err)
 
   s->mode = SYNC_FULL;
   if (!is_same_standby (s, f))
-    return 0;
+    return check_blank (s, err);
   if (side_of_disk (&side, s->standby, s->target, HASH_BLOCK_DEFAULT,
                     s->opt->stop, err) == -1)
     return -1;
@@ -272,7 +302,7 @@ decide (struct sync_job *s, struct found *f, struct error *err)
   if (!f->exists) {
     s->create = true;
     s->mode = SYNC_FULL;
-    return 0;
+    return check_blank (s, err);
   }
   return f->has_record ? decide_by_record (s, f, err)
                        : decide_without_record (s, f, err);
@@ -398,6 +428,38 @@ sync_explain (struct sync_job *s, struct error *err)
     error_set (err, EIO, "the backup was given up: %s", why);
 }
 
+/* Is the standby the disk itself?  Then its server has our backup, too.  (That
+ * is asked for in the form of hashes, whose size no other export has.)
+ */
+static int
+check_other (struct sync_job *s, struct error *err)
+{
+  CLEANUP_FREE char *own = NULL;
+  CLEANUP_FREE char *name = NULL;
+  const uint64_t block = HASH_BLOCK_MAX;
+  char id[UUID_TEXT];
+  struct client *c;
+  bool same;
+
+  if (!s->is_uri)
+    return 0; /* the daemon has locked it */
+  own = client_uri_export (s->standby, err);
+  if (own == NULL)
+    return -1;
+  uuid_format (&s->point, id);
+  if (asprintf (&name, "%s@backup/%s@hash/%" PRIu64, own, id, block) == -1) {
+    name = NULL;
+    return error_set (err, ENOMEM, "%m");
+  }
+  c = client_connect (s->standby, name, s->opt->stop, CONNECT_MS, NULL);
+  if (c == NULL)
+    return 0;
+  same = client_size (c) == hash_blocks (s->size, block) * HASH_SIZE;
+  client_close (c);
+  return same ? error_set (err, EINVAL, "%s: is the disk itself", s->standby)
+              : 0;
+}
+
 /* Through the first of the daemon's addresses that answers. */
 static int
 open_view (struct sync_job *s, const char *export, struct error *err)
@@ -446,7 +508,7 @@ sync_begin (struct sync_job *s, const struct sync_options *opt,
   s->control = control_open (opt->control, err);
   if (s->control && look (s, &f, err) == 0 && open_standby (s, err) == 0 &&
       decide (s, &f, err) == 0 && begin (s, err) == 0 &&
-      check_begun (s, &export, err) == 0)
+      check_begun (s, &export, err) == 0 && check_other (s, err) == 0)
     r = open_view (s, export, err);
   found_free (&f);
   return r;

@@ -84,6 +84,8 @@ open_hash (const char *name)
   if (d)
     return export_open_hash (d, block);
   d = split (of, "@backup/", &id);
+  if (strncmp (of, "@backup/", strlen ("@backup/")) == 0)
+    d = house.drives[0];
   return d ? export_open_backup_hash (d, id, block) : no_such_disk (name);
 }
 

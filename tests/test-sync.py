@@ -353,6 +353,62 @@ class Sync(unittest.TestCase):
         os.truncate("copy.raw", SIZE + MiB)
         self.assertIn("is not the standby", self.refused(standby="copy.raw"))
 
+    def test_not_overwritten(self):
+        """The disk itself, and a disk that holds something."""
+        for export in "vda", "":
+            self.uri = self.daemon.uri(export)
+            self.assertIn("is the disk itself", self.refused("--full"))
+            self.assertIn("is the disk itself", self.refused("--compare"))
+        self.assertIn("lock", self.refused("--full", standby="disk.raw"))
+        run_nbdferry("bitmap", "remove", "ctl", "standby")
+        with open("st.raw", "wb") as f:
+            f.truncate(SIZE)
+        subprocess.run(["mkfs.ext4", "-q", "-F", "st.raw"], check=True)
+        self.start_standby()
+        before = sha("st.raw")
+        text = self.refused()
+        for what in "ext4", "--full", "--compare":
+            self.assertIn(what, text)
+        with open("st.raw", "r+b") as f:
+            f.write(bytes(64 * KiB))
+            f.truncate(0)
+            f.truncate(SIZE)
+            f.seek(5000)
+            f.write(b"x")
+        self.assertIn("holds something", self.refused())
+        listed = json.loads(run_nbdferry("bitmap", "list", "ctl",
+                                         "--json").stdout)
+        self.assertEqual(listed, [])        # nothing was begun
+        self.assertEqual(self.sync("--compare")["mode"], "compare")
+        self.same()
+        self.assertNotEqual(sha("st.raw"), before)
+        self.assertEqual(self.sync()["mode"], "incremental")
+
+    def test_moved(self):
+        """The disk moves to another host, and its bitmaps with it; there the
+        standby is adopted, and gets only what was written since."""
+        self.start_standby()
+        self.sync()
+        self.write(MiB, MiB)
+        dest = Nbdkit("disk=vda=moved.raw", "size=%d" % SIZE, "incoming=on",
+                      "control=ctl2", name="dest")
+        run_nbdferry("migrate", "ctl", dest.uri().replace("///", "///vda"))
+        text = self.refused()
+        self.assertIn("not active", text)
+        h = dest.connect("vda")
+        h.pwrite(b"m" * MiB, 5 * MiB)
+        h.shutdown()
+        p = run_nbdferry("sync", "ctl2", self.uri, "--bitmap", "standby",
+                         check=False)
+        self.assertEqual(p.returncode, 1)
+        self.assertIn("--adopt", p.stderr)
+        p = run_nbdferry("sync", "ctl2", self.uri, "--bitmap", "standby",
+                         "--adopt", "--json")
+        r = json.loads(p.stdout)
+        self.assertEqual((r["mode"], r["data"]), ("incremental", 2 * MiB))
+        run_nbdferry("verify", dest.uri("vda"), "st.raw")
+        run_nbdferry("sync", "ctl2", self.uri, "--bitmap", "standby")
+
     def test_rolled_back(self):
         self.start_standby()
         self.sync()
