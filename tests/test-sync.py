@@ -306,6 +306,29 @@ class Sync(unittest.TestCase):
         self.assertGreater(json.loads(out)["sent-again"], 0)
         self.same()
 
+    def test_flush_fails(self):
+        """A server that lost at a flush what it had acknowledged: all of it is
+        sent again."""
+        path = os.path.abspath("st.raw")
+        with open(path, "wb") as f:
+            f.truncate(SIZE)
+        self.standby = Nbdkit(
+            "get_size=echo %d" % SIZE, "can_write=exit 0", "can_flush=exit 0",
+            "can_zero=exit 0",
+            "pread=dd if=%s skip=$4 count=$3 iflag=count_bytes,skip_bytes "
+            "status=none" % path,
+            "pwrite=dd of=%s seek=$4 conv=notrunc oflag=seek_bytes "
+            "status=none" % path,
+            "zero=fallocate -z -n -o $4 -l $3 %s" % path,
+            "flush=if [ -e %s.lost ]; then sync -d %s; exit; fi; "
+            "touch %s.lost; truncate -s 0 %s; truncate -s %d %s; "
+            "echo EIO lost >&2; exit 1" % (path, path, path, path, SIZE, path),
+            name="eval", plugin="eval")
+        self.uri = self.standby.uri()
+        r = self.sync()
+        self.assertEqual(r["sent-again"], 1)
+        self.same()
+
     def test_standby_gone(self):
         self.start_standby("wdelay=20ms", options=["--filter=delay"])
         self.sync()
