@@ -14,6 +14,7 @@
 
 #include "absolute.h"
 #include "cleanup.h"
+#include "clock.h"
 #include "nodes.h"
 #include "output.h"
 #include "probe.h"
@@ -23,6 +24,7 @@
 #include "sync.h"
 
 #define CONNECT_MS 10000
+#define BUSY_MS    5000 /* how long a bitmap in use is waited for */
 #define LOOK       (1 << 20) /* bytes in which content shows */
 
 #define ADVICE \
@@ -352,16 +354,12 @@ remove_bitmap (struct sync_job *s, struct error *err)
   return answer ? 0 : -1;
 }
 
-static int
-begin (struct sync_job *s, struct error *err)
+/* NULL: no memory. */
+static json_t *
+begin_actions (const struct sync_job *s)
 {
-  json_t *actions = json_array (), *answer, *target;
+  json_t *actions = json_array (), *target;
 
-  if (s->remove && remove_bitmap (s, err) == -1) {
-    json_decref (actions);
-    return -1;
-  }
-  uuid_new (&s->point);
   if (s->create) {
     target = json_pack ("{s:s, s:s, s:b}", "node", s->node, "name",
                         s->opt->bitmap, "persistent", true);
@@ -373,11 +371,47 @@ begin (struct sync_job *s, struct error *err)
   }
   json_array_append_new (actions, action ("x-ferry-backup-begin",
                                           begin_arguments (s)));
-  answer = control_command (s->control, "transaction",
-                            json_pack ("{s:o}", "actions", actions), err);
-  s->begun = answer != NULL;
-  json_decref (answer);
-  return s->begun ? 0 : -1;
+  return json_pack ("{s:o}", "actions", actions);
+}
+
+/* Whoever used the bitmap last may have been killed just now, and then the
+ * daemon needs a moment to notice.
+ */
+static bool
+is_busy (struct sync_job *s)
+{
+  json_auto_t *nodes = nodes_query (s->control, NULL);
+  const json_t *node = find_named (nodes, "node-name", s->node);
+  const json_t *bitmap = NULL;
+
+  if (s->opt->bitmap)
+    bitmap = find_named (json_object_get (node, "dirty-bitmaps"), "name",
+                         s->opt->bitmap);
+  return json_is_true (json_object_get (bitmap, "busy"));
+}
+
+static int
+begin (struct sync_job *s, struct error *err)
+{
+  const uint64_t deadline = now_ns () + BUSY_MS * NS_PER_MS;
+  json_t *answer;
+
+  if (s->remove && remove_bitmap (s, err) == -1)
+    return -1;
+  uuid_new (&s->point);
+  for (;;) {
+    bool busy = is_busy (s);
+
+    answer = control_command (s->control, "transaction", begin_actions (s),
+                              err);
+    s->begun = answer != NULL;
+    json_decref (answer);
+    if (s->begun)
+      return 0;
+    if (!busy || now_ns () > deadline ||
+        stop_wait (s->opt->stop, 50 * NS_PER_MS))
+      return -1;
+  }
 }
 
 /* What has begun: the bitmap must not have changed since we looked. */
