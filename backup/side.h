@@ -2,9 +2,10 @@
  * SPDX-License-Identifier: BSD-3-Clause
  *
  * A side is a raw file, a block device, an export of an NBD server, or a chain
- * of archives (side-archive.h), and what is asked of it are the hashes of its blocks.  A server of ours computes
- * them itself (its export NAME@hash/SIZE, docs/hash.md), so that no data
- * moves; of any other the data is read, and hashed here.
+ * of archives (side-archive.h), and what is asked of it are the hashes of its
+ * blocks.  A server of ours computes them itself (its export NAME@hash/SIZE,
+ * docs/hash.md), so that no data moves; of any other the data is read, and
+ * hashed here.
  */
 #ifndef FERRY_SIDE_H
 #define FERRY_SIDE_H

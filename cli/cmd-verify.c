@@ -69,7 +69,8 @@ progress (void *opaque, uint64_t done, uint64_t total)
 static const char *
 method (const struct side *s)
 {
-  return s->archive ? "archive" : s->by_hash ? "hashes" : s->is_uri ? "data" : "file";
+  return s->archive ? "archive"
+         : s->by_hash ? "hashes" : s->is_uri ? "data" : "file";
 }
 
 /* What both have, or only the longer one. */

@@ -72,8 +72,8 @@ put_head (const struct dirty_map *m, FILE *out)
   fprintf (out, "<text class=\"h\" x=\"%d\" y=\"40\">", LEFT);
   put_title (m, out);
   map_format_share (m, share);
-  fprintf (out, "</text>\n<text x=\"%d\" y=\"64\">%s of %s dirty (%s%s)  \xc2\xb7"
-           "  granularity %s  \xc2\xb7  %s%s  \xc2\xb7  %s</text>\n", LEFT,
+  fprintf (out, "</text>\n<text x=\"%d\" y=\"64\">%s of %s dirty (%s%s)  "
+           "\xc2\xb7  granularity %s  \xc2\xb7  %s%s  \xc2\xb7  %s</text>\n", LEFT,
            size_format (m->count, a), size_format (m->size, b),
            share[0] == '<' ? "&lt;" : share[0] == '>' ? "&gt;" : "",
            share + (share[0] == '<' || share[0] == '>'),

@@ -115,8 +115,8 @@ class Map(unittest.TestCase):
         self.assertEqual(root.find(ns + "title").text,
                          'Dirty map of v<d>a, bitmap a&"b')
         words = " ".join(e.text for e in root.iter(ns + "text"))
-        for what in "1.06 MiB of 160 MiB dirty (0.66 %)", "granularity 64 KiB", \
-                "a square is 128 KiB", "96 MiB":
+        for what in ("1.06 MiB of 160 MiB dirty (0.66 %)",
+                     "granularity 64 KiB", "a square is 128 KiB", "96 MiB"):
             self.assertIn(what, words)
         # As many squares as cells, and one of each level in the legend.
         squares = sum(e.get("d").count("M") for e in root.iter(ns + "path"))
