@@ -73,6 +73,13 @@ uint64_t bitmap_count_bits (const struct bitmap *bm);
 /* As QEMU counts: set bits * granularity (may exceed the disk's size). */
 uint64_t bitmap_count (const struct bitmap *bm);
 
+/* How many of the bits [first, end) are set: they are counted, from the top of
+ * the tree, which skips what is clean and what is full.  While bits flip, each
+ * is seen before or after.
+ */
+uint64_t bitmap_count_range (const struct bitmap *bm, uint64_t first,
+                             uint64_t end);
+
 /* Mark, or unmark, each granule touched by [offset, offset+len). */
 void bitmap_set (struct bitmap *bm, uint64_t offset, uint64_t len);
 void bitmap_clear (struct bitmap *bm, uint64_t offset, uint64_t len);

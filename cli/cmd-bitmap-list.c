@@ -31,6 +31,22 @@ find (const json_t *list, const char *key, const char *value)
   return NULL;
 }
 
+/* How much of the disk that is. */
+static void
+add_share (json_t *entry, const json_t *node)
+{
+  uint64_t size = json_integer_value (json_object_get (
+    json_object_get (node, "image"), "virtual-size"));
+  uint64_t g = json_integer_value (json_object_get (entry, "granularity"));
+  uint64_t count = json_integer_value (json_object_get (entry, "count"));
+
+  if (size == 0 || g == 0)
+    return;
+  json_object_set_new (entry, "size", json_integer (size));
+  json_object_set_new (entry, "share",
+    json_real ((double) (count / g) / (size / g + (size % g != 0))));
+}
+
 /* Append the bitmaps of a node to 'list', each with its node's name first,
  * and with what 'extra' says of it.
  */
@@ -51,6 +67,7 @@ gather (const json_t *node, const json_t *extra, json_t *list)
       json_object_update (entry, (json_t *) about);
     if (more)
       json_object_set (entry, "trust", json_object_get (more, "trust"));
+    add_share (entry, node);
     json_array_append_new (list, entry);
   }
 }

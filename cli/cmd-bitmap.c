@@ -305,14 +305,14 @@ static const struct command audit_command = {
 static const struct command *const group[] = {
   &add_command, &remove_command, &clear_command, &enable_command,
   &disable_command, &merge_command, &list_command, &import_command,
-  &audit_command, NULL,
+  &audit_command, &bitmap_map_command, NULL,
 };
 
 const struct command bitmap_command = {
   .name = "bitmap",
   .full_name = "nbdferry bitmap",
   .synopsis = "COMMAND CONTROL ...",
-  .summary = "Make, change, remove, list and check dirty bitmaps.",
+  .summary = "Make, change, remove, list, check and draw dirty bitmaps.",
   .help =
     "'nbdferry bitmap COMMAND --help' says more.\n",
   .group = group,

@@ -29,4 +29,6 @@ int bitmap_audit_run (const struct command *cmd, char **args, void *values);
 int bitmap_import_run (const struct command *cmd, char **args, void *values);
 int bitmap_list_run (const struct command *cmd, char **args, void *values);
 
+extern const struct command bitmap_map_command;
+
 #endif /* FERRY_CMD_BITMAP_H */

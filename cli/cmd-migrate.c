@@ -359,6 +359,7 @@ run_here (char **args, size_t nr, const struct migrate_values *v)
     .bitmaps_to = v->bitmaps_to,
   };
   struct progress progress;
+  struct error err;
 
   if (v->channels)
     m.params.channels = v->channels;
@@ -369,13 +370,18 @@ run_here (char **args, size_t nr, const struct migrate_values *v)
   if (v->compression)
     migrate_compression_parse (v->compression, &m.params.compression);
   if (v->nr_attach > 0) {
-    struct error err;
-
     m.params.blobs = attached_here (v, &err);
     if (m.params.blobs == NULL) {
       complain ("%s", err.msg);
       return STATUS_FAILED;
     }
+  }
+  if (v->has_level)
+    m.params.zlib_level = m.params.zstd_level = v->level;
+  if (v->hints &&
+      migrate_hints_parse (v->hints, &m.params.hints, &err) == -1) {
+    complain ("%s", err.msg);
+    return STATUS_FAILED;
   }
   m.params.overwrite = v->overwrite;
   progress_init (&progress, v->json);
@@ -399,6 +405,9 @@ check_usage (const struct command *cmd, char **args, size_t nr, bool here,
                         "bitmaps go with the disk");
   if (v->nr_attach > 0 && v->data_only)
     return usage_error (cmd, "--attach does not go with --data-only");
+  if (v->hints && strcmp (v->hints, "fs") == 0 && v->data_only)
+    return usage_error (cmd, "--hints fs is not for --data-only: a copy has "
+                        "all data");
   if (v->names.no_bitmaps && v->names.nr_bitmaps > 0)
     return usage_error (cmd, "--bitmap and --no-bitmaps exclude each other");
   if (!here && nr > 2)

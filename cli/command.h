@@ -47,5 +47,7 @@ int usage_error (const struct command *cmd, const char *fmt, ...)
 
 extern const struct command bitmap_command, migrate_command, recover_command,
   status_command, takeover_command;
+extern const struct command archive_command, backup_command, restore_command;
+extern const struct command sync_command, verify_disks_command;
 
 #endif /* FERRY_COMMAND_H */

@@ -24,7 +24,8 @@ static const struct option main_options[] = {
 
 static const struct command *const main_group[] = {
   &status_command, &bitmap_command, &migrate_command, &recover_command,
-  &takeover_command, NULL,
+  &backup_command, &archive_command, &restore_command,
+  &sync_command, &takeover_command, &verify_disks_command, NULL,
 };
 
 static const struct command main_command = {
@@ -35,7 +36,7 @@ static const struct command main_command = {
   .help =
     "CONTROL is the daemon's control socket.  'nbdferry COMMAND --help' says\n"
     "more about a command, nbdferry(1) says everything.  'nbdferry recover'\n"
-    "needs no daemon.\n"
+    "and 'nbdferry verify' need no daemon.\n"
     "\n"
     "Options:\n"
     "  -h, --help   print this help\n"

@@ -308,7 +308,10 @@ static int
 report (struct local *l, const struct migrate_info *i)
 {
   json_t *info = info_json (i);
+  json_t *hints = l->outgoing ? outgoing_hints (l->outgoing) : NULL;
 
+  if (hints)
+    json_object_set_new (json_object_get (info, "x-ferry"), "hints", hints);
   progress_show (l->progress, info);
   progress_break (l->progress);
   if (i->status == MIGRATE_COMPLETED)

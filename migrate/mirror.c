@@ -314,6 +314,8 @@ mirror_thread (void *arg)
   struct range ranges[MAX_RANGES];
   size_t nr;
 
+  /* Method and level are those of the start. */
+  compressor_set_level (&c, &m->o->params);
   pthread_mutex_lock (&m->lock);
   while (!m->ending) {
     struct shipment *s = m->paused ? NULL : find_work (m, ranges, &nr);

@@ -158,19 +158,28 @@ unpack_header (const struct wire_header *w, struct packet_header *h)
   h->raw_size = be32toh (w->raw_size);
 }
 
+static bool
+is_for_archives (enum packet_type type)
+{
+  return type == PACKET_ARCHIVE_HEAD || type == PACKET_ARCHIVE_END;
+}
+
+/* 'len' is the whole packet's, or 0 if that is not known yet. */
 static int
 check_header (const struct packet_header *h, size_t len, struct error *err)
 {
   bool data = h->type == PACKET_DATA, blob = h->type == PACKET_BLOB;
 
-  if (h->type < PACKET_HELLO || h->type > PACKET_BLOB)
+  if ((h->type < PACKET_HELLO || h->type > PACKET_BLOB) &&
+      !is_for_archives (h->type))
     return error_set (err, EBADMSG, "packet of unknown type %d", h->type);
   if (h->flags & ~PACKET_KNOWN_FLAGS)
     return error_set (err, EBADMSG, "packet with unknown flags 0x%" PRIx32,
                       h->flags & ~PACKET_KNOWN_FLAGS);
   if ((h->flags & PACKET_ZLIB) && (h->flags & PACKET_ZSTD))
     return error_set (err, EBADMSG, "packet compressed in two ways");
-  if ((uint64_t) PACKET_HEADER + h->body_size + h->payload_size != len)
+  if (len > 0 &&
+      (uint64_t) PACKET_HEADER + h->body_size + h->payload_size != len)
     return error_set (err, EBADMSG,
                       "packet of %zu bytes speaks of %" PRIu32 " + %" PRIu32
                       " bytes behind its header",
@@ -196,14 +205,12 @@ check_header (const struct packet_header *h, size_t len, struct error *err)
   return 0;
 }
 
-int
-packet_parse (const uint8_t *buf, size_t len, struct packet_header *h,
+static int
+parse_header (const uint8_t *buf, size_t len, struct packet_header *h,
               struct error *err)
 {
   struct wire_header w;
 
-  if (len < PACKET_HEADER || len > PACKET_MAX)
-    return error_set (err, EBADMSG, "packet of %zu bytes", len);
   memcpy (&w, buf, sizeof w);
   if (memcmp (w.magic, magic, sizeof magic) != 0)
     return error_set (err, EBADMSG, "not a packet: wrong magic");
@@ -221,17 +228,56 @@ packet_parse (const uint8_t *buf, size_t len, struct packet_header *h,
     return error_set (err, EBADMSG, "packet with a header of %" PRIu32
                       " bytes", be32toh (w.header_size));
   unpack_header (&w, h);
-  if (check_header (h, len, err) == -1)
-    return -1;
-  buf += PACKET_HEADER;
-  if (be64toh (w.body_hash) != packet_hash (buf, h->body_size))
+  return check_header (h, len, err);
+}
+
+int
+packet_parse_header (const uint8_t *buf, struct packet_header *h,
+                     struct error *err)
+{
+  return parse_header (buf, 0, h, err);
+}
+
+int
+packet_check_body (const uint8_t *buf, struct error *err)
+{
+  struct wire_header w;
+
+  memcpy (&w, buf, sizeof w);
+  if (be64toh (w.body_hash) !=
+      packet_hash (buf + PACKET_HEADER, be32toh (w.body_size)))
     return error_set (err, EBADMSG, "damaged packet: the body's checksum is "
                       "wrong");
-  buf += h->body_size;
-  if (be64toh (w.payload_hash) != packet_hash (buf, h->payload_size))
+  return 0;
+}
+
+int
+packet_check_payload (const uint8_t *buf, const void *payload,
+                      struct error *err)
+{
+  struct wire_header w;
+
+  memcpy (&w, buf, sizeof w);
+  if (be64toh (w.payload_hash) !=
+      packet_hash (payload, be32toh (w.payload_size)))
     return error_set (err, EBADMSG, "damaged packet: the payload's checksum "
                       "is wrong");
   return 0;
+}
+
+int
+packet_parse (const uint8_t *buf, size_t len, struct packet_header *h,
+              struct error *err)
+{
+  if (len < PACKET_HEADER || len > PACKET_MAX)
+    return error_set (err, EBADMSG, "packet of %zu bytes", len);
+  if (parse_header (buf, len, h, err) == -1)
+    return -1;
+  if (is_for_archives (h->type))
+    return error_set (err, EBADMSG, "packet of an archive, on the wire");
+  if (packet_check_body (buf, err) == -1)
+    return -1;
+  return packet_check_payload (buf, packet_payload (buf, h), err);
 }
 
 const char *

@@ -40,6 +40,9 @@ enum packet_type {
   PACKET_COMMIT = 5,  /* JSON */
   PACKET_CANCEL = 6,  /* no body */
   PACKET_BLOB = 7,    /* JSON, and a piece of a named file */
+  /* Only in an archive (backup/archive.h), never on the wire. */
+  PACKET_ARCHIVE_HEAD = 32, /* JSON */
+  PACKET_ARCHIVE_END = 33,  /* JSON */
 };
 
 /* Flags of a DATA packet. */
@@ -114,6 +117,17 @@ void packet_seal (uint8_t *buf, const struct packet_header *h,
  */
 int packet_parse (const uint8_t *buf, size_t len, struct packet_header *h,
                   struct error *err);
+
+/* The same in two steps, for who must know a packet's length before it is
+ * there: the first PACKET_HEADER bytes; then the body and the payload (which
+ * may lie elsewhere) against the header's checksums.  Archive packets are
+ * accepted, too.
+ */
+int packet_parse_header (const uint8_t *buf, struct packet_header *h,
+                         struct error *err);
+int packet_check_body (const uint8_t *buf, struct error *err);
+int packet_check_payload (const uint8_t *buf, const void *payload,
+                          struct error *err);
 
 /* The parts of a packet that packet_parse has accepted. */
 const char *packet_json (const uint8_t *buf);

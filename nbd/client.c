@@ -455,6 +455,61 @@ client_extent (struct client *c, uint64_t offset, uint64_t end,
                                                  LIBNBD_CMD_FLAG_REQ_ONE));
 }
 
+struct walk {
+  uint64_t at, end;
+  client_found found;
+  void *opaque;
+};
+
+static int
+each_extent (void *opaque, const char *context, uint64_t offset,
+             uint32_t *entries, size_t nr, int *error)
+{
+  struct walk *w = opaque;
+
+  (void) error;
+  if (strcmp (context, LIBNBD_CONTEXT_BASE_ALLOCATION) != 0 ||
+      offset != w->at)
+    return 0;
+  for (size_t i = 0; i + 1 < nr && w->at < w->end; i += 2) {
+    uint64_t left = w->end - w->at;
+    struct extent ext = {
+      .start = w->at,
+      .end = w->at + (entries[i] < left ? entries[i] : left),
+      .type = EXTENT_DATA,
+    };
+
+    if (entries[i + 1] & LIBNBD_STATE_ZERO)
+      ext.type = entries[i + 1] & LIBNBD_STATE_HOLE ? EXTENT_HOLE
+                                                    : EXTENT_ZERO;
+    if (ext.end > ext.start)
+      w->found (w->opaque, &ext);
+    w->at = ext.end;
+  }
+  return 0;
+}
+
+int
+client_extents (struct client *c, uint64_t offset, uint64_t end,
+                client_found found, void *opaque, uint64_t *next)
+{
+  struct walk w = { offset, end, found, opaque };
+  nbd_extent_callback cb = { .callback = each_extent, .user_data = &w };
+  uint64_t len = end - offset;
+
+  if (len > UINT32_MAX)
+    len = UINT32_MAX & ~UINT32_C (511);
+  w.end = offset + len;
+  if (client_finish (c, nbd_aio_block_status (c->nbd, len, offset, cb,
+                                              NBD_NULL_COMPLETION, 0)) == -1)
+    return -1;
+  *next = w.at;
+  if (w.at > offset)
+    return 0;
+  errno = EPROTO; /* it must say something */
+  return -1;
+}
+
 /* The URI's export as it is written there: from *start, 'len' bytes. */
 static int
 find_export (const char *uri, const char **start, size_t *len,

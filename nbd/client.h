@@ -84,6 +84,14 @@ int client_cache (struct client *c, uint64_t len, uint64_t offset);
 int client_extent (struct client *c, uint64_t offset, uint64_t end,
                    struct extent *ext);
 
+/* As many extents as the server gives in one answer, in order from 'offset',
+ * cut at 'end'; *next is where they end.  The server must have extents.
+ */
+typedef void (*client_found) (void *opaque, const struct extent *ext);
+
+int client_extents (struct client *c, uint64_t offset, uint64_t end,
+                    client_found found, void *opaque, uint64_t *next);
+
 /* The export that an NBD URI names, "" if none; the caller frees it. */
 char *client_uri_export (const char *uri, struct error *err);
 

@@ -55,6 +55,40 @@ open_forward (struct drive *d, const char *rest, int readonly)
                            epoch);
 }
 
+static struct export *
+no_such_disk (const char *name)
+{
+  nbdkit_error ("there is no disk '%s' here", name);
+  errno = ENOENT;
+  return NULL;
+}
+
+/* What has hashes is named before the last "@hash/". */
+static struct export *
+open_hash (const char *name)
+{
+  CLEANUP_FREE char *of = strdup (name);
+  char *block = NULL;
+  const char *id;
+  struct drive *d;
+
+  if (of == NULL) {
+    nbdkit_error ("strdup: %m");
+    return NULL;
+  }
+  for (char *p = of; (p = strstr (p, "@hash/")) != NULL; p++)
+    block = p;
+  *block = '\0';
+  block += strlen ("@hash/");
+  d = of[0] ? house_drive (of) : house.drives[0]; /* the default export */
+  if (d)
+    return export_open_hash (d, block);
+  d = split (of, "@backup/", &id);
+  if (strncmp (of, "@backup/", strlen ("@backup/")) == 0)
+    d = house.drives[0];
+  return d ? export_open_backup_hash (d, id, block) : no_such_disk (name);
+}
+
 struct export *
 export_open (const char *name, int readonly)
 {
@@ -69,13 +103,13 @@ export_open (const char *name, int readonly)
   d = split (name, "@forward/", &rest);
   if (d)
     return peer_allowed (d) ? open_forward (d, rest, readonly) : NULL;
+  if (strstr (name, "@hash/"))
+    return open_hash (name);
   d = split (name, "@backup/", &rest);
   if (d)
     return export_open_backup (d, rest);
   d = split (name, "@bitmap/", &rest);
   if (d)
     return export_open_bitmap (d, rest);
-  nbdkit_error ("there is no disk '%s' here", name);
-  errno = ENOENT;
-  return NULL;
+  return no_such_disk (name);
 }

@@ -6,8 +6,10 @@
  *   NAME@forward/SESSION/EPOCH    the disk, for the source that it came from
  *   NAME@backup/ID                the disk as it was when that backup began
  *   NAME@bitmap/BITMAP            the disk, with a bitmap as what is allocated
+ *   NAME@hash/SIZE                the hashes of the disk's blocks
+ *   NAME@backup/ID@hash/SIZE      the same of a backup's
  *
- * The last two can only be read.  BITMAP is percent-encoded.
+ * The last four can only be read.  BITMAP is percent-encoded.
  *
  * Each kind has one table of operations, which nbdkit's callbacks call.  They
  * return what nbdkit wants: -1 with errno, and the message given to
@@ -58,6 +60,10 @@ struct export *export_open_disk (struct drive *d, int readonly,
                                  struct fence *fence, uint64_t epoch);
 /* export-incoming.c */
 struct export *export_open_incoming (struct drive *d);
+/* export-hash.c; 'block' is the text after "@hash/" */
+struct export *export_open_hash (struct drive *d, const char *block);
+struct export *export_open_backup_hash (struct drive *d, const char *id,
+                                        const char *block);
 /* export-backup.c */
 struct export *export_open_backup (struct drive *d, const char *id);
 /* export-bitmap.c; 'name' as in the export's */

@@ -38,7 +38,8 @@ check_name (const struct options *o, const char *name)
     return -1;
   }
   if (strstr (name, "@incoming") || strstr (name, "@forward/") ||
-      strstr (name, "@backup/") || strstr (name, "@bitmap/")) {
+      strstr (name, "@backup/") || strstr (name, "@bitmap/") ||
+      strstr (name, "@hash/")) {
     nbdkit_error ("disk=: the name '%s' is taken by an export of another "
                   "kind", name);
     return -1;

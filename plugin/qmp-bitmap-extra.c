@@ -10,6 +10,7 @@
 #include <string.h>
 
 #include "audit.h"
+#include "cleanup.h"
 #include "client.h"
 #include "house.h"
 #include "import.h"
@@ -174,8 +175,95 @@ run_audit (json_t *args, struct error *err)
   return result;
 }
 
+/* ---- map ---- */
+
+#define MAX_CELLS 65536
+
+static const struct qmp_param map_params[] = {
+  { .name = "node", .type = QMP_STRING },
+  { .name = "name", .type = QMP_STRING },
+  { .name = "cells", .type = QMP_UINT32 },
+  { .name = NULL },
+};
+
+/* So many granules to a cell, a power of two, that there are at most 'most'
+ * cells.
+ */
+static unsigned
+cell_shift (uint64_t bits, uint64_t most)
+{
+  unsigned shift = 0;
+
+  while (bitmap_bits_for (bits, shift) > most)
+    shift++;
+  return shift;
+}
+
+static json_t *
+count_cells (const struct bitmap *bm, unsigned shift)
+{
+  const uint64_t nr = bitmap_bits_for (bitmap_bits (bm), shift);
+  json_t *cells = json_array ();
+
+  for (uint64_t i = 0; i < nr; i++)
+    json_array_append_new (cells,
+      json_integer (bitmap_count_range (bm, i << shift, (i + 1) << shift)));
+  return cells;
+}
+
+static json_t *
+describe_map (const struct drive *d, const struct named_bitmap *nb,
+              uint64_t most)
+{
+  const uint64_t granularity = bitmap_granularity (nb->bits);
+  const unsigned shift = cell_shift (bitmap_bits (nb->bits), most);
+
+  return json_pack ("{s:o, s:o, s:I, s:I, s:I, s:b, s:b, s:b, s:I, s:o}",
+                    "node", qmp_string (d->name), "name",
+                    qmp_string (nb->name), "size", (json_int_t) d->size,
+                    "granularity", (json_int_t) granularity,
+                    "count", (json_int_t) bitmap_count (nb->bits),
+                    "recording", nb->recording, "persistent", nb->persistent,
+                    "busy", nb->busy || nb->incoming,
+                    "cell-granules", (json_int_t) 1 << shift,
+                    "cells", count_cells (nb->bits, shift));
+}
+
+/* The control lock keeps the bitmap alive; no request needs it. */
+static json_t *
+run_map (json_t *args, struct error *err)
+{
+  const char *name = string (args, "name");
+  struct drive *d = find_node (args, err);
+  const struct named_bitmap *nb;
+  uint64_t cells = 0;
+
+  if (d == NULL)
+    return NULL;
+  qmp_uint64 (json_object_get (args, "cells"), &cells);
+  if (cells < 1 || cells > MAX_CELLS) {
+    error_set (err, EINVAL, "Parameter 'cells' must be from 1 to %d",
+               MAX_CELLS);
+    return NULL;
+  }
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&d->control);
+  nb = drive_find_bitmap (d, name);
+  if (nb == NULL)
+    error_set (err, ENOENT, "Dirty bitmap '%s' not found", name);
+  else if (drive_is_elsewhere (d))
+    error_set (err, EPERM, "disk '%s' is not active here, so its bitmaps say "
+               "nothing", d->name);
+  else if (nb->inconsistent || nb->bits == NULL)
+    error_set (err, EINVAL, "Bitmap '%s' is inconsistent and cannot be used",
+               name);
+  else
+    return describe_map (d, nb, cells);
+  return NULL;
+}
+
 const struct qmp_command qmp_bitmap_extra_commands[] = {
   { "x-ferry-bitmap-audit", audit_params, run_audit },
   { "x-ferry-bitmap-import", import_params, run_import },
+  { "x-ferry-bitmap-map", map_params, run_map },
   { .name = NULL },
 };

@@ -291,6 +291,7 @@ qmp_each_command (bool (*visit) (const struct qmp_command *cmd, void *opaque),
   const struct qmp_command *const tables[] = {
     session_commands, qmp_query_commands, qmp_bitmap_commands,
     qmp_bitmap_extra_commands, qmp_backup_commands, qmp_exports_commands,
+    qmp_sync_commands,
     qmp_migrate_commands,
   };
 

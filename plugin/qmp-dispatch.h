@@ -79,6 +79,7 @@ extern const struct qmp_command qmp_bitmap_commands[];
 extern const struct qmp_command qmp_bitmap_extra_commands[];
 extern const struct qmp_command qmp_backup_commands[];
 extern const struct qmp_command qmp_exports_commands[];
+extern const struct qmp_command qmp_sync_commands[];
 extern const struct qmp_command qmp_query_commands[];
 extern const struct qmp_command qmp_migrate_commands[];
 

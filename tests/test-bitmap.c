@@ -133,6 +133,21 @@ check_next (const struct pair *p, bool dirty, uint64_t from, uint64_t to,
   return ra;
 }
 
+/* How much of a range is dirty, for some ranges. */
+static void
+check_counts (const struct pair *p)
+{
+  assert_int_equal (bitmap_count_range (p->bm, 0, UINT64_MAX),
+                    bitmap_count_bits (p->bm));
+  for (unsigned i = 0; i < 4; i++) {
+    uint64_t first = rnd (p->nr + 1), end = first + rnd (20000), n = 0;
+
+    for (uint64_t j = first; j < end && j < p->nr; j++)
+      n += p->model[j];
+    assert_int_equal (bitmap_count_range (p->bm, first, end), n);
+  }
+}
+
 /* The whole of the bitmap is the model; counts and tree are right. */
 static void
 check (const struct pair *p)
@@ -145,6 +160,7 @@ check (const struct pair *p)
   assert_int_equal (bitmap_count_bits (p->bm), n);
   assert_int_equal (bitmap_count (p->bm), n << p->shift);
   assert_true (bitmap_is_consistent (p->bm));
+  check_counts (p);
 
   for (i = 0; i < 20 && p->size > 0; i++) {
     const uint64_t from = rnd (p->size), to = from + rnd (p->size + 2);

@@ -404,6 +404,17 @@ def test_command():
     r = run_nbdferry("migrate", "src.ctl", m.dst.uri("vda"), "--hints", "fs")
     m.stop()
     assert "refused, it is mounted" in r.stdout, r.stdout
+    # Without a daemon, too.
+    make_fs("src.raw", 20 * MiB, "-t", "ext4", "-b", "1024")
+    free = list(whole_chunks(free_ranges("src.raw"), 0))
+    m = Mover()
+    uri = m.dst.uri("vda")
+    m.src.stop()
+    r = run_nbdferry("migrate", "src.raw", uri, "--hints", "fs",
+                     "--compression", "zstd:3")
+    m.dst.stop()
+    assert "of it free, not sent" in r.stdout, r.stdout
+    check_disk(free)
     r = run_nbdferry("migrate", "src.ctl", "nbd://nowhere", "--hints", "xfs",
                      check=False)
     assert r.returncode == 2 and "--hints" in r.stderr, r
