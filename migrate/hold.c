@@ -49,6 +49,7 @@ hold_connected (struct outgoing *o, uint64_t ns)
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&o->lock);
 
   o->cost.connect = ns;
+  o->cost.work = (struct engine_work){ 0 }; /* of the engine to come */
 }
 
 int
