@@ -9,7 +9,7 @@
 
 #include <stdbool.h>
 
-#include "hash.h"
+#include "hasher.h"
 
 struct archive_side;
 

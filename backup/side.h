@@ -13,7 +13,7 @@
 #include <stdbool.h>
 
 #include "client.h"
-#include "hash.h"
+#include "hasher.h"
 
 /* Read-only after side_open. */
 struct side {

@@ -9,7 +9,7 @@
 #include <string.h>
 
 #include "disk.h"
-#include "hash.h"
+#include "packet-hash.h"
 #include "packet.h"
 
 static const char magic[8] = { 'N', 'B', 'D', 'F', 'E', 'R', 'R', 'Y' };

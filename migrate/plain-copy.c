@@ -29,6 +29,9 @@
 /* Runs up to this are read without a look at what is allocated. */
 #define SHORT_RUN (64 << 10)
 
+/* However low the bandwidth's limit. */
+#define MIN_PIECE (16 << 10)
+
 /* Zeros are looked for in units of this size. */
 #define ZERO_UNIT (64 << 10)
 
@@ -113,24 +116,7 @@ take_run (struct plain_disk *d, struct range *run, struct error *err)
 
 /* ---- sending ---- */
 
-/* Wait for the turn of that many bytes; false: it is the end. */
-static bool
-pace (struct plain *p, uint64_t bytes)
-{
-  uint64_t now = now_ns (), turn = 0;
-
-  pthread_mutex_lock (&p->lock);
-  if (p->params.max_bandwidth > 0 && !p->holding) {
-    turn = p->next_ns > now ? p->next_ns : now;
-    p->next_ns = turn + (double) bytes * NS_PER_S / p->params.max_bandwidth;
-  }
-  pthread_mutex_unlock (&p->lock);
-  if (turn > now)
-    return !stop_wait (&p->stop, turn - now);
-  return !stop_wait (&p->stop, 0);
-}
-
-static int
+static void
 count (struct plain *p, uint64_t data, uint64_t zeros)
 {
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&p->lock);
@@ -138,6 +124,30 @@ count (struct plain *p, uint64_t data, uint64_t zeros)
   p->info.transferred += data;
   p->info.normal_bytes += data;
   p->info.zero_bytes += zeros;
+}
+
+/* Data, in pieces as the limit of the bandwidth wants them. */
+static int
+send_paced (struct plain *p, struct plain_disk *d, const char *buf,
+            uint64_t start, uint64_t end, struct error *err)
+{
+  while (start < end) {
+    size_t n = pacer_piece (&p->pacer, 0, p->workers) & ~(size_t) 4095;
+
+    if (n < MIN_PIECE)
+      n = MIN_PIECE;
+    if (n > end - start)
+      n = end - start;
+    pacer_wait (&p->pacer, n);
+    if (stop_wait (&p->stop, 0))
+      return error_set (err, ECANCELED, "cancelled");
+    if (d->target->ops->pwrite (d->target, buf, n, start, 0) == -1)
+      return error_set (err, errno, "write %s at %" PRIu64 ": %m", d->uri,
+                        start);
+    count (p, n, 0);
+    buf += n;
+    start += n;
+  }
   return 0;
 }
 
@@ -200,18 +210,10 @@ send_data (struct plain *p, struct plain_disk *d, const char *buf,
       zero = z;
       to += n;
     }
-    if (zero) {
-      if (send_zeros (p, d, start, to, DISK_MAY_TRIM, err) == -1)
-        return -1;
-    }
-    else {
-      if (!pace (p, to - start))
-        return error_set (err, ECANCELED, "cancelled");
-      if (d->target->ops->pwrite (d->target, buf, to - start, start, 0) == -1)
-        return error_set (err, errno, "write %s at %" PRIu64 ": %m", d->uri,
-                          start);
-      count (p, to - start, 0);
-    }
+    if (zero && send_zeros (p, d, start, to, DISK_MAY_TRIM, err) == -1)
+      return -1;
+    if (!zero && send_paced (p, d, buf, start, to, err) == -1)
+      return -1;
     buf += to - start;
     start = to;
   }

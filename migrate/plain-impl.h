@@ -7,6 +7,7 @@
 #include <pthread.h>
 
 #include "client.h"
+#include "pacer.h"
 #include "plain.h"
 
 #define PLAIN_PIECE (1 << 20) /* bytes of data that are read at once */
@@ -42,6 +43,7 @@ struct plain {
   void (*changed) (void *opaque, const struct migrate_info *info);
   void *opaque;
   struct stop stop;
+  struct pacer pacer;    /* has its own lock */
   pthread_t thread;
   bool joined;           /* the owner's */
 
@@ -59,12 +61,11 @@ struct plain {
   uint64_t started_ns, ended_ns; /* 0: not yet */
   bool cancelled;
   bool connected;        /* the targets may be stopped */
-  bool holding;          /* writes wait: no limit to the bandwidth */
+  bool holding;          /* writes wait: the bandwidth is not limited */
   bool failed;           /* and 'err' says why */
   struct error err;
   unsigned round, busy;  /* workers of this round that are not done */
   bool end;              /* no more rounds */
-  uint64_t next_ns;      /* when the next data may be sent */
   uint64_t bandwidth;    /* bytes a second, as measured; 0: not yet */
 };
 

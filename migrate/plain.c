@@ -212,6 +212,7 @@ hold (struct plain *p, struct error *err)
 
   pthread_mutex_lock (&p->lock);
   p->holding = true;
+  pacer_set_rate (&p->pacer, 0);
   limit_requests (p, p->params.downtime_limit + HOLD_EXTRA_MS);
   pthread_mutex_unlock (&p->lock);
   drives_lock (p->drives, p->nr);
@@ -336,6 +337,7 @@ free_plain (struct plain *p)
     pthread_mutex_destroy (&d->lock);
   }
   stop_destroy (&p->stop);
+  pacer_destroy (&p->pacer);
   pthread_mutex_destroy (&p->lock);
   pthread_cond_destroy (&p->cond);
   free (p->disks);
@@ -356,6 +358,7 @@ alloc_plain (struct drive *const *drives, size_t nr, const char *bitmaps_to,
   }
   pthread_mutex_init (&p->lock, NULL);
   pthread_cond_init (&p->cond, NULL);
+  pacer_init (&p->pacer);
   p->stop.fd = p->bitmaps_fd = -1;
   p->drives = calloc (nr, sizeof p->drives[0]);
   p->disks = calloc (nr, sizeof p->disks[0]);
@@ -426,6 +429,7 @@ plain_start (struct drive *const *drives, size_t nr, const char *uri,
   p->changed = changed;
   p->opaque = opaque;
   p->params = *params;
+  pacer_set_rate (&p->pacer, params->max_bandwidth);
   /* One reads while the other one sends, even over one connection. */
   p->workers = params->channels > 1 ? params->channels : 2;
   p->started_ns = now_ns ();
@@ -448,6 +452,8 @@ plain_set_params (struct plain *p, const struct migrate_params *params)
   p->params.max_bandwidth = params->max_bandwidth;
   p->params.downtime_limit = params->downtime_limit;
   p->bandwidth = 0; /* measured under the old limit */
+  if (!p->holding)
+    pacer_set_rate (&p->pacer, params->max_bandwidth);
 }
 
 void
@@ -456,6 +462,7 @@ plain_stop (struct plain *p)
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&p->lock);
 
   stop_throw (&p->stop);
+  pacer_stop (&p->pacer);
   for (size_t i = 0; p->connected && i < p->nr; i++)
     remote_stop (p->disks[i].target);
 }

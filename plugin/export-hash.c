@@ -16,7 +16,7 @@
 
 #include "cleanup.h"
 #include "export.h"
-#include "hash.h"
+#include "hasher.h"
 #include "views.h"
 
 /* How many hashes are computed at once: 16 KiB of them. */

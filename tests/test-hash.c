@@ -12,7 +12,7 @@
 #include <cmocka.h>
 #include <xxhash.h>
 
-#include "hash.h"
+#include "hasher.h"
 
 #define SIZE (3 * 1024 * 1024 + 5 * 512)
 

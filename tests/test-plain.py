@@ -188,6 +188,30 @@ def to_others():
         clean()
 
 
+def paced():
+    """max-bandwidth holds; and a limit that is lifted lets go at once."""
+    make_disk("src.raw", 8 * MiB, step=8 * MiB)
+    src = Nbdkit("disk=vda=src.raw", "control=src.ctl", name="src")
+    target = Nbdkit("%d" % (8 * MiB), plugin="memory", name="target")
+    qmp = QMP("src.ctl")
+    qmp.command("migrate-set-parameters", max_bandwidth=4 * MiB)
+    run_nbdferry("migrate", "src.ctl", target.uri(), "--data-only")
+    info = qmp.command("query-migrate")
+    # Two seconds, but for what it is given in advance.
+    assert info["total-time"] >= 1500, info
+    qmp.command("migrate-set-parameters", max_bandwidth=1)
+    qmp.command("migrate", uri=target.uri(), x_ferry_data_only=True)
+    wait_for(lambda: qmp.command("query-migrate")["status"] == "active",
+             "the copy")
+    qmp.command("migrate-set-parameters", max_bandwidth=0)
+    wait_for(lambda: qmp.command("query-migrate")["status"] == "completed",
+             "its end")
+    assert read_all(target.uri()) == open("src.raw", "rb").read()
+    target.stop()
+    src.stop()
+    clean()
+
+
 def several():
     """Two disks at one instant, each under its own name."""
     for i in "ab":
@@ -311,6 +335,7 @@ def broken():
 
 to_qemu()
 to_others()
+paced()
 several()
 refused()
 broken()

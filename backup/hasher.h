@@ -6,8 +6,8 @@
  * its bytes, in canonical form (big-endian).  It depends on the bytes alone:
  * zeros have the same hash whether they are data or a hole.
  */
-#ifndef FERRY_HASH_H
-#define FERRY_HASH_H
+#ifndef FERRY_HASHER_H
+#define FERRY_HASHER_H
 
 #include <stddef.h>
 #include <stdint.h>
@@ -57,4 +57,4 @@ uint64_t hash_blocks (uint64_t size, uint64_t block);
 int hasher_read (const struct hasher *h, uint64_t first, uint64_t nr,
                  uint8_t *out);
 
-#endif /* FERRY_HASH_H */
+#endif /* FERRY_HASHER_H */

@@ -17,7 +17,7 @@
 #include <xxhash.h>
 
 #include "cleanup.h"
-#include "hash.h"
+#include "hasher.h"
 
 #define BUFFER (UINT64_C (512) << 10)
 

@@ -14,7 +14,7 @@
 #endif
 #include <xxhash.h>
 
-#include "hash.h"
+#include "packet-hash.h"
 
 #ifdef HAVE_AVX2_HASH
 
