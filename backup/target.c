@@ -59,6 +59,17 @@ refuse_content (struct disk *d, const char *where, struct error *err)
 
 /* ---- the kinds of targets ---- */
 
+/* It can be written, and the system does not use it: not mounted, not swap,
+ * no loop device upon it.
+ */
+static int
+check_use (struct disk *d, const char *where, struct error *err)
+{
+  if (d->readonly)
+    return error_set (err, EROFS, "%s cannot be written", where);
+  return d->ops->claim && d->ops->claim (d, err) == -1 ? -1 : 0;
+}
+
 /* A device or a server: it is there, and large enough. */
 static int
 check_fixed (struct target *t, const struct target_options *opt,
@@ -66,14 +77,12 @@ check_fixed (struct target *t, const struct target_options *opt,
 {
   struct disk *d = t->disk;
 
-  if (d->readonly)
-    return error_set (err, EROFS, "%s cannot be written", opt->where);
+  if (check_use (d, opt->where, err) == -1)
+    return -1;
   if (d->size < opt->size)
     return error_set (err, ENOSPC, "%s has %" PRIu64 " bytes, which is less "
                       "than the %" PRIu64 " of the disk", opt->where, d->size,
                       opt->size);
-  if (d->ops->claim && d->ops->claim (d, err) == -1)
-    return -1;
   if (opt->in_place || opt->overwrite || d->size == 0)
     return 0;
   return refuse_content (d, opt->where, err);
@@ -108,10 +117,8 @@ open_in_place (struct target *t, const struct target_options *opt,
                struct error *err)
 {
   t->disk = disk_open_file (opt->where, 0, false, err);
-  if (t->disk == NULL)
+  if (t->disk == NULL || check_use (t->disk, opt->where, err) == -1)
     return -1;
-  if (t->disk->readonly)
-    return error_set (err, EROFS, "%s cannot be written", opt->where);
   if (t->disk->size != opt->size)
     return error_set (err, EINVAL, "%s has %" PRIu64 " bytes, the disk has %"
                       PRIu64 ": it is not an image of it", opt->where,
@@ -126,14 +133,14 @@ open_emptied (struct target *t, const struct target_options *opt,
 {
   /* The lock says whether somebody uses it, before it loses anything. */
   struct disk *d = disk_open_file (opt->where, 0, false, err);
+  int r;
 
   if (d == NULL)
     return -1;
-  if (d->readonly) {
-    d->ops->close (d);
-    return error_set (err, EROFS, "%s cannot be written", opt->where);
-  }
+  r = check_use (d, opt->where, err);
   d->ops->close (d);
+  if (r == -1)
+    return -1;
   if (truncate (opt->where, 0) == -1 ||
       truncate (opt->where, opt->size) == -1)
     return error_set (err, errno, "%s: %m", opt->where);

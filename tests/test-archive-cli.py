@@ -198,6 +198,12 @@ def sparse(models):
         assert os.stat("h-out.raw").st_blocks * 512 <= 8 * MiB + 65536
         compare("h-out.raw", disk.model)
     nothing_is_written_before_all_is_right(disk)
+    # The disk itself, which is in use.
+    refused("h.raw", "restore", "h.nbf", "h.raw", "--overwrite")
+    refused("h.raw", "restore", "h1.nbf", "h.raw", "--incremental")
+    refused("h.raw", "backup", disk.control, "h.raw", "--bitmap=h",
+            "--format=raw")
+    assert read_all(disk.daemon.uri("vda")) == bytes(disk.model.data)
     disk.stop()
 
 
