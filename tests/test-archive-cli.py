@@ -203,6 +203,9 @@ def sparse(models):
     refused("h.raw", "restore", "h1.nbf", "h.raw", "--incremental")
     refused("h.raw", "backup", disk.control, "h.raw", "--bitmap=h",
             "--format=raw")
+    for export in "vda", "":
+        refused("is the disk itself", "backup", disk.control,
+                disk.daemon.uri(export), "--bitmap=h", "--incremental")
     assert read_all(disk.daemon.uri("vda")) == bytes(disk.model.data)
     disk.stop()
 
