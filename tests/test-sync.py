@@ -210,6 +210,13 @@ class Sync(unittest.TestCase):
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
             stderr=subprocess.PIPE, text=True)
 
+    def wait_for_run(self):
+        qmp = QMP("ctl")
+        wait_for(lambda: any(
+            b["busy"] for b in qmp.command("query-named-block-nodes")[0]
+            ["dirty-bitmaps"]), "the run")
+        qmp.close()
+
     def test_killed(self):
         """kill -9 at any moment: the next run sends what was not confirmed,
         and the standby is accepted on its way between two points."""
@@ -241,10 +248,10 @@ class Sync(unittest.TestCase):
         """It is begun again, and if the standby has hashes, not all of it."""
         with open("ours.raw", "wb") as f:
             f.truncate(SIZE)
-        ours = Nbdkit("disk=ours.raw", "wdelay=10ms", name="ours",
+        ours = Nbdkit("disk=ours.raw", "wdelay=50ms", name="ours",
                       options=["--filter=delay"])
         self.uri = ours.uri()
-        p = self.begin()
+        p = self.begin("--connections", "1")
         wait_for(lambda: os.stat("ours.raw").st_blocks > 8000, "data")
         p.kill()
         p.communicate()
@@ -257,11 +264,11 @@ class Sync(unittest.TestCase):
         self.same(ours.uri())
 
     def test_signal(self):
-        self.start_standby("wdelay=20ms", options=["--filter=delay"])
+        self.start_standby("wdelay=100ms", options=["--filter=delay"])
         self.sync()
         self.write(0, 20 * MiB)
-        p = self.begin()
-        wait_for(lambda: self.bitmap()["busy"], "the run")
+        p = self.begin("--connections", "1")
+        self.wait_for_run()
         p.send_signal(signal.SIGINT)
         out, err = p.communicate(timeout=30)
         self.assertEqual(p.returncode, 130, err)
@@ -272,11 +279,11 @@ class Sync(unittest.TestCase):
         self.same()
 
     def test_daemon_killed(self):
-        self.start_standby("wdelay=20ms", options=["--filter=delay"])
+        self.start_standby("wdelay=100ms", options=["--filter=delay"])
         self.sync()
         self.write(0, 20 * MiB)
-        p = self.begin()
-        wait_for(lambda: self.bitmap()["busy"], "the run")
+        p = self.begin("--connections", "1")
+        self.wait_for_run()
         self.daemon.kill()
         out, err = p.communicate(timeout=60)
         self.assertEqual(p.returncode, 1, err)
@@ -288,10 +295,10 @@ class Sync(unittest.TestCase):
     def test_standby_lost(self):
         """kill -9 of the standby's server in the middle: the run waits for it,
         sends again what was not flushed, and ends well."""
-        self.start_standby("wdelay=20ms", options=["--filter=delay"])
+        self.start_standby("wdelay=100ms", options=["--filter=delay"])
         self.sync()
         self.write(0, 30 * MiB)
-        p = self.begin("--json")
+        p = self.begin("--connections", "1", "--json")
         inode = os.stat("st.raw")
         wait_for(lambda: os.stat("st.raw").st_mtime_ns != inode.st_mtime_ns,
                  "a write")
@@ -322,18 +329,18 @@ class Sync(unittest.TestCase):
             "flush=if [ -e %s.lost ]; then sync -d %s; exit; fi; "
             "touch %s.lost; truncate -s 0 %s; truncate -s %d %s; "
             "echo EIO lost >&2; exit 1" % (path, path, path, path, SIZE, path),
-            name="eval", plugin="eval")
+            name="eval", plugin="eval", env={"LD_PRELOAD": ""})
         self.uri = self.standby.uri()
         r = self.sync()
         self.assertEqual(r["sent-again"], 1)
         self.same()
 
     def test_standby_gone(self):
-        self.start_standby("wdelay=20ms", options=["--filter=delay"])
+        self.start_standby("wdelay=100ms", options=["--filter=delay"])
         self.sync()
         self.write(0, 30 * MiB)
-        p = self.begin("--patience", "1")
-        wait_for(lambda: self.bitmap()["busy"], "the run")
+        p = self.begin("--connections", "1", "--patience", "1")
+        self.wait_for_run()
         self.standby.kill()
         out, err = p.communicate(timeout=60)
         self.assertEqual(p.returncode, 1, err)
