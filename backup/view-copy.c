@@ -218,7 +218,8 @@ view_release (struct view *v, uint64_t offset, uint64_t len)
   if (offset >= v->size)
     return;
   end = len < v->size - offset ? offset + len : v->size;
-  for (g = (offset + size - 1) >> v->shift; g < v->nr && (g << v->shift) + granule_len (v, g) <= end; g++) {
+  g = (offset + size - 1) >> v->shift;
+  for (; g < v->nr && (g << v->shift) + granule_len (v, g) <= end; g++) {
     uint32_t was = atomic_exchange (&v->place[g], PLACE_LOST);
 
     bitmap_set (v->settled, g << v->shift, granule_len (v, g));

@@ -112,7 +112,8 @@ settled_extent (struct view *v, uint64_t end, struct extent *ext)
   do {
     at = (g << v->shift) + granule_len (v, g);
     g++;
-  } while (at < end && n++ < LONGEST_RUN && atomic_load (&v->place[g]) != PLACE_DISK &&
+  } while (at < end && n++ < LONGEST_RUN &&
+           atomic_load (&v->place[g]) != PLACE_DISK &&
            (atomic_load (&v->place[g]) == PLACE_ZERO) == zero);
   ext->end = at < end ? at : end;
   ext->type = zero ? EXTENT_ZERO : EXTENT_DATA;

@@ -45,8 +45,8 @@ struct hook_ops {
    */
   void (*begun) (struct write_hook *h);
   /* It is not asked any more.  'why': what has happened to the disk; NULL:
-   * this is the instant of the transaction that ends it.  The write gate is shut and
-   * nobody inside.  Must not wait.
+   * this is the instant of the transaction that ends it.  The write gate is
+   * shut and nobody inside.  Must not wait.
    */
   void (*ended) (struct write_hook *h, const char *why);
 };

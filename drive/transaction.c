@@ -206,7 +206,8 @@ prepare_merge (struct transaction *t, const struct bitmap_action *a,
                struct planned *b, struct error *err)
 {
   for (size_t i = 0; i < a->nr_sources; i++) {
-    const struct planned *src = transaction_usable (t, &a->sources[i], false, err);
+    const struct planned *src =
+      transaction_usable (t, &a->sources[i], false, err);
     uint64_t to = a->target.drive->size;
     uint64_t from = a->sources[i].drive->size;
 

@@ -320,6 +320,10 @@ test_malformed_list (void **state)
     "{\"bitmaps\":[" ITEM ("\"a\"", "4294967296") "]}",
     "{\"bitmaps\":[" ITEM ("\"a\"", "512") "," ITEM ("\"a\"", "512") "]}",
     "{\"bitmaps\":[" ITEM ("\"\xff\"", "512") "]}",
+    "{\"bitmaps\":[{\"name\":\"b\",\"granularity\":512,\"recording\":true,"
+    "\"persistent\":true,\"point\":\"first\"}]}",
+    "{\"bitmaps\":[{\"name\":\"b\",\"granularity\":512,\"recording\":true,"
+    "\"persistent\":true,\"point\":1}]}",
   };
   struct parcel p = { .h = { .type = PACKET_LIST } };
   char name[1024 + 1] = "", *huge;
