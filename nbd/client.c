@@ -47,6 +47,15 @@ stop_throw (struct stop *s)
     return;
 }
 
+void
+stop_rearm (struct stop *s)
+{
+  uint64_t n;
+
+  if (read (s->fd, &n, sizeof n) == -1)
+    return; /* it was not thrown */
+}
+
 bool
 stop_wait (const struct stop *s, uint64_t ns)
 {
@@ -183,6 +192,7 @@ prepare_handle (struct client *c, const char *context, struct error *err)
   if (c->nbd == NULL ||
       nbd_set_uri_allow_local_file (c->nbd, true) == -1 ||
       nbd_set_opt_mode (c->nbd, true) == -1 ||
+      nbd_set_full_info (c->nbd, true) == -1 ||
       (context && nbd_add_meta_context (c->nbd, context) == -1))
     return error_set (err, nbd_errno (), "%s", nbd_get_error ());
   return 0;
@@ -312,6 +322,12 @@ void
 client_set_deadline (struct client *c, uint64_t deadline)
 {
   c->deadline = deadline;
+}
+
+char *
+client_description (struct client *c)
+{
+  return nbd_get_export_description (c->nbd);
 }
 
 uint64_t

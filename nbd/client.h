@@ -24,6 +24,8 @@ struct stop {
 int stop_init (struct stop *s, struct error *err);
 void stop_destroy (struct stop *s);
 void stop_throw (struct stop *s);
+/* As if it had not been thrown; while nobody waits with it. */
+void stop_rearm (struct stop *s);
 /* Wait that long, or until it is thrown: true if it was. */
 bool stop_wait (const struct stop *s, uint64_t ns);
 
@@ -58,6 +60,9 @@ void client_set_stop (struct client *c, const struct stop *stop);
 void client_set_deadline (struct client *c, uint64_t deadline);
 
 uint64_t client_size (struct client *c);
+
+/* What the server says about the export; NULL: nothing.  To be freed. */
+char *client_description (struct client *c);
 bool client_can_extents (struct client *c);
 
 /* What the export at the other end can do. */

@@ -54,15 +54,18 @@ struct pool {
   unsigned nr_idle;
   unsigned nr_open;     /* idle, or out with a request, or being connected */
   unsigned nr;          /* at most that many clients */
+  uint64_t written;     /* writes that were acknowledged, in all */
+  uint64_t flushed;     /* of these, how many a flush was for */
+  bool lost_writes;     /* others were lost with the server, perhaps */
 
-  /* The same; of a foreign server only. */
+  char *machine; /* what a server of ours has said of itself, or NULL; of who
+                    connects first, or anew */
+
+  /* The same as under the lock; of a foreign server only. */
   bool hurried;         /* nobody waits for a connection any more */
   unsigned request_ms;  /* a request takes no longer; 0: no limit */
   uint64_t lost_ns;     /* since when it is away; 0: it is not */
   uint64_t next_try_ns; /* not before, once patience has ended */
-  uint64_t written;     /* writes that were acknowledged, in all */
-  uint64_t flushed;     /* of these, how many a flush was for */
-  bool lost_writes;     /* others were lost with the server, perhaps */
   bool complained;      /* that patience has ended */
 };
 
@@ -98,6 +101,25 @@ close_idle (struct pool *p)
   }
 }
 
+/* Lock held.  Is it another machine, or was it started again?  Then it does
+ * not have what it had not written yet.
+ */
+static void
+look_at_machine (struct pool *p, struct client *c)
+{
+  char *machine = client_description (c);
+
+  if ((machine == NULL || p->machine == NULL ||
+       strcmp (machine, p->machine) != 0) && p->written > p->flushed) {
+    p->lost_writes = true;
+    log_message ("%s: the server's machine was started again; what was written "
+                 "since the last flush may be lost with it, and the next flush "
+                 "fails", p->uri);
+  }
+  free (p->machine);
+  p->machine = machine;
+}
+
 /* All clients are back and one is dead: connect anew until it succeeds.  The
  * lock is held on entry and exit, not between; nobody else touches the
  * clients while the state is mending.
@@ -120,6 +142,7 @@ mend (struct pool *p)
   }
   pthread_mutex_lock (&p->lock);
   if (c) {
+    look_at_machine (p, c);
     p->idle[p->nr_idle++] = c;
     p->nr_open++;
   }
@@ -239,8 +262,6 @@ settle_foreign (struct pool *p, const struct request *q, bool sent, bool dead,
   if (!dead) {
     if (*r == -1 && *e == ESHUTDOWN)
       return true; /* it was refused, and not done */
-    if (*r == 0 && changes_data (q) && !(q->flags & DISK_FUA))
-      p->written++;
     return false;
   }
   server_lost (p);
@@ -329,6 +350,8 @@ put (struct pool *p, struct client *c, const struct request *q, bool sent,
   if (lost && p->state == POOL_OPEN)
     p->state = POOL_BROKEN;
   again = lost;
+  if (*r == 0 && changes_data (q) && !(q->flags & DISK_FUA))
+    p->written++;
   if (p->foreign)
     again = settle_foreign (p, q, sent, dead, r, err);
   /* Who waits for a client, or for the last one to come back. */
@@ -455,7 +478,7 @@ pool_flush (struct disk *d)
 
   if (request (d, &(struct request){ .type = FLUSH }) == -1)
     return -1;
-  return p->foreign ? end_flush (p, written) : 0;
+  return end_flush (p, written);
 }
 
 static int
@@ -537,6 +560,7 @@ pool_close (struct disk *d)
   pthread_mutex_destroy (&p->lock);
   pthread_cond_destroy (&p->changed);
   free (p->idle);
+  free (p->machine);
   free (p->opaque);
   free (p->uri);
   free (p);
@@ -611,6 +635,7 @@ pool_open (const char *uri, pool_export_name name, void *opaque, unsigned nr,
     pool_close (&p->disk);
     return NULL;
   }
+  p->machine = client_description (c);
   first_client (p, c);
   return &p->disk;
 }

@@ -6,6 +6,12 @@
  * new epoch, with back-off and for as long as it takes; requests that were not
  * answered are sent again only then.  What the epoch does is the caller's
  * affair: it is part of the export's name (the fence of docs/protocol.md).
+ *
+ * A server may be started again, and its machine, too.  Its export's
+ * description says which it was: as long as it stays the same, what was
+ * acknowledged is still there (if only in a page cache).  If it has changed,
+ * writes that were acknowledged and not flushed may be lost, and the next flush
+ * fails.
  */
 #ifndef FERRY_POOL_H
 #define FERRY_POOL_H

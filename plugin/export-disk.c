@@ -83,7 +83,14 @@ disk_can_extents (struct export *e)
 static const char *
 disk_description (struct export *e)
 {
-  return nbdkit_strdup_intern (((struct disk_export *) e)->drive->path);
+  struct disk_export *x = (struct disk_export *) e;
+  char boot[37];
+
+  if (x->fence == NULL)
+    return nbdkit_strdup_intern (x->drive->path);
+  /* Who forwards must know when acknowledged writes may have been lost. */
+  journal_boot_id (boot);
+  return nbdkit_printf_intern ("%s, boot %s", x->drive->path, boot);
 }
 
 static int
