@@ -93,7 +93,7 @@ struct marks *
 drive_build_marks (struct drive *d, struct bitmap **extra, size_t nr_extra)
 {
   struct marks *m = malloc (
-    sizeof *m + (2 * d->nr_bitmaps + nr_extra + 2) * sizeof m->map[0]);
+    sizeof *m + (2 * d->nr_bitmaps + nr_extra + 3) * sizeof m->map[0]);
 
   if (m == NULL)
     return NULL;
@@ -113,12 +113,36 @@ drive_build_marks (struct drive *d, struct bitmap **extra, size_t nr_extra)
   }
   for (size_t i = 0; i < nr_extra; i++)
     m->map[m->nr++] = extra[i];
+  marks_add_ship (m, d);
+  return m;
+}
+
+/* The ship map comes after the bitmaps: who finds a chunk in it must find the
+ * chunk's bits as well.  And before the other one, in which nothing is cleared
+ * that stands in the ship map.
+ */
+void
+marks_add_ship (struct marks *m, const struct drive *d)
+{
   if (d->watch)
     m->map[m->nr++] = d->watch;
-  /* Last: who finds a chunk in it must find the chunk's bits as well. */
   if (d->ship)
     m->map[m->nr++] = d->ship;
-  return m;
+  if (d->unheld && d->unheld->recording && d->unheld->bits) {
+    m->map[m->nr++] = d->unheld->bits;
+    m->persistent |= d->unheld->persistent;
+  }
+}
+
+void
+marks_remove (struct marks *m, const struct bitmap *map)
+{
+  size_t n = 0;
+
+  for (size_t i = 0; i < m->nr; i++)
+    if (m->map[i] != map)
+      m->map[n++] = m->map[i];
+  m->nr = n;
 }
 
 struct marks *
@@ -219,9 +243,8 @@ drive_drop_ship (struct drive *d)
   if (d->ship == NULL)
     return;
   gate_close (&d->writes);
-  /* It is the last one, so this needs no memory and cannot fail. */
   if (d->marks)
-    d->marks->nr--;
+    marks_remove (d->marks, d->ship);
   d->ship = NULL;
   gate_open (&d->writes);
 }
@@ -231,7 +254,7 @@ drive_write_directory (struct drive *d, const struct drive_entry *entries,
                        size_t nr, struct error *err)
 {
   CLEANUP_FREE struct qcow2_entry *list =
-    calloc (nr ? nr : 1, sizeof (struct qcow2_entry));
+    calloc (nr + 1, sizeof (struct qcow2_entry));
   size_t n = 0;
 
   if (d->store == NULL)
@@ -252,6 +275,11 @@ drive_write_directory (struct drive *d, const struct drive_entry *entries,
     list[n].bits = nb->slot;
     n++;
   }
+  if (d->unheld && d->unheld->persistent)
+    list[n++] = (struct qcow2_entry){ .name = d->unheld->name,
+                                      .shift = d->unheld->shift,
+                                      .autoflag = true,
+                                      .bits = d->unheld->slot };
   if (qcow2_write_directory (d->store, list, n, err) == 0)
     return 0;
   if (qcow2_failed (d->store))

@@ -181,6 +181,10 @@ drive_open_store (struct drive *d, bool created, struct journal_record *rec,
     if (journal_write (d->journal, &same, err) == -1)
       return -1;
   }
+  /* The source must send all of it again. */
+  if ((rec->state == JOURNAL_INCOMING || rec->state == JOURNAL_PREPARED) &&
+      (d->verdict == TRUST_BROKEN || d->verdict == TRUST_RESIZED))
+    rec->stale = true;
   if (drive_start_log (d, err) == -1 ||
       trust_record (d->disk, d->sidecar, false, &rec->trust, err) == -1)
     return -1;
@@ -246,6 +250,17 @@ open_state (struct drive *d, const struct drive_options *opt,
   return r;
 }
 
+/* The store goes, and the leaves of its bitmaps with it. */
+static void
+drop_leaves (struct named_bitmap *nb)
+{
+  if (nb == NULL || !nb->persistent)
+    return;
+  bitmap_free (nb->bits);
+  nb->bits = NULL;
+  nb->slot = NULL;
+}
+
 struct drive *
 drive_alloc (const struct drive_options *opt, struct error *err)
 {
@@ -255,6 +270,7 @@ drive_alloc (const struct drive_options *opt, struct error *err)
   if (d == NULL)
     goto nomem;
   memset (d, 0, sizeof *d);
+  d->clearing_fd = -1;
   gate_init (&d->writes);
   gate_init (&d->reads);
   pthread_mutex_init (&d->control, NULL);
@@ -288,13 +304,9 @@ close_as_found (struct drive *d)
   struct journal_record rec = *journal_get (d->journal);
   struct qcow2 *store = d->store;
 
-  for (size_t i = 0; i < d->nr_bitmaps; i++) {
-    struct named_bitmap *nb = d->bitmaps[i];
-
-    bitmap_free (nb->persistent ? nb->bits : NULL);
-    nb->bits = nb->persistent ? NULL : nb->bits;
-    nb->slot = NULL;
-  }
+  for (size_t i = 0; i < d->nr_bitmaps; i++)
+    drop_leaves (d->bitmaps[i]);
+  drop_leaves (d->unheld);
   d->store = NULL;
   if (qcow2_close (store, NULL) == -1 ||
       trust_record (d->disk, d->sidecar, true, &rec.trust, NULL) == -1)
@@ -397,16 +409,9 @@ drive_close_store (struct drive *d, struct error *err)
   bool ours = !drive_is_elsewhere (d);
 
   d->store = NULL;
-  for (size_t i = 0; i < d->nr_bitmaps; i++) {
-    struct named_bitmap *nb = d->bitmaps[i];
-
-    if (nb->persistent) {
-      /* Its leaves go with the store. */
-      bitmap_free (nb->bits);
-      nb->bits = NULL;
-      nb->slot = NULL;
-    }
-  }
+  for (size_t i = 0; i < d->nr_bitmaps; i++)
+    drop_leaves (d->bitmaps[i]);
+  drop_leaves (d->unheld);
   if (store == NULL)
     return 0;
   if (!ours) {
@@ -473,6 +478,12 @@ drive_free (struct drive *d)
     drive_free_bitmap (d, d->bitmaps[i]);
   }
   free (d->bitmaps);
+  if (d->unheld) {
+    d->unheld->slot = NULL;
+    drive_free_bitmap (d, d->unheld);
+  }
+  if (d->clearing_fd >= 0)
+    close (d->clearing_fd);
   if (d->store)
     qcow2_abandon (d->store);
   if (d->journal)

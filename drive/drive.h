@@ -144,8 +144,11 @@ struct drive {
   pthread_mutex_t control;
   struct qcow2 *store;     /* protected by control; NULL: read-only, closed */
   struct journal *journal; /* the same */
-  struct bitmap *ship;     /* the same: the map that marks ends with, or NULL */
   struct bitmap *watch;    /* the same: marked before 'ship', or NULL */
+  struct bitmap *ship;     /* the same: what a migration has to send, or NULL */
+  struct named_bitmap *unheld; /* the same: what its destination does not hold
+                                  (ship-map.h), or NULL */
+  int clearing_fd;         /* the same: of ship-map.c, or -1 */
   json_t *points;          /* the same: what the file of points says, or NULL */
   uint64_t next_id;        /* the same */
 
@@ -248,7 +251,8 @@ void drives_lock (struct drive *const *drives, size_t nr);
 void drives_unlock (struct drive *const *drives, size_t nr);
 
 /* Build the list of what writes must mark from the bitmaps that record, the
- * 'extra' maps (may be NULL), and d->ship.  Control lock held.  NULL and ENOMEM on error.
+ * 'extra' maps (may be NULL), d->ship, and d->unheld.  Control lock held.  NULL
+ * and ENOMEM on error.
  */
 struct marks *drive_build_marks (struct drive *d, struct bitmap **extra,
                                  size_t nr_extra);
@@ -256,6 +260,13 @@ struct marks *drive_build_marks (struct drive *d, struct bitmap **extra,
  * The write gate is shut.
  */
 struct marks *drive_swap_marks (struct drive *d, struct marks *marks);
+
+/* Append d->watch, d->ship and d->unheld, which come last; there is room for
+ * them.
+ */
+void marks_add_ship (struct marks *m, const struct drive *d);
+/* Take one out, in place.  The write gate is shut. */
+void marks_remove (struct marks *m, const struct bitmap *map);
 
 /* End all hooks, for that reason.  The write gate is shut, the control lock
  * held.
@@ -282,8 +293,8 @@ int drive_resize (struct drive *d, uint64_t size, struct error *err);
 void drive_set_mode (struct drive *d, enum drive_mode mode,
                      struct disk *remote);
 
-/* Have writes mark 'ship' as well; when it returns, no write is under way that
- * did not know.  And no more: cannot fail, and when it returns, nobody uses
+/* Have writes mark 'ship', and d->unheld, as well; when it returns, no write is
+ * under way that did not know.  And no more: cannot fail, and when it returns, nobody uses
  * it.  Both take control and gate.
  */
 int drive_set_ship (struct drive *d, struct bitmap *ship, struct error *err);

@@ -17,6 +17,7 @@
 #include "incoming-names.h"
 #include "load.h"
 #include "points.h"
+#include "ship-map.h"
 
 struct load {
   struct drive *drive;
@@ -257,7 +258,9 @@ rewrite_list (struct drive *d, struct error *err)
   if (gone == NULL)
     return error_set (err, ENOMEM, "%m");
   for (size_t i = 0; i < nr; i++) {
-    const struct named_bitmap *nb = drive_find_bitmap (d, e[i].name);
+    const struct named_bitmap *nb = ship_map_name (e[i].name)
+                                      ? d->unheld
+                                      : drive_find_bitmap (d, e[i].name);
 
     if (e[i].bits && (nb == NULL || nb->slot == NULL))
       gone[n++] = e[i].bits;
@@ -279,6 +282,33 @@ may_lack_points (const struct load *l)
   return l->created || l->found == QCOW2_CREATED ||
          l->found == QCOW2_FOREIGN ||
          (l->found != QCOW2_CLEAN && l->was->clean);
+}
+
+/* The map of a migration that goes out.  If it cannot be relied upon, or its
+ * disk is not served from here any more, it goes.
+ */
+static int
+load_ship_map (struct load *l, const struct qcow2_entry *e, bool *dropped,
+               struct error *err)
+{
+  struct drive *d = l->drive;
+  struct named_bitmap *nb;
+
+  *dropped = true;
+  if (d->mode != DRIVE_ACTIVE || d->unheld)
+    return 0;
+  if (load_bitmap (l, e, false, err) == -1)
+    return -1;
+  nb = d->bitmaps[--d->nr_bitmaps];
+  d->unheld = nb;
+  if (nb->bits && nb->recording && ship_map_mend (d) == 0) {
+    *dropped = false;
+    return 0;
+  }
+  d->unheld = NULL;
+  nb->slot = NULL; /* rewrite_list gives it back */
+  drive_free_bitmap (d, nb);
+  return 0;
 }
 
 /* Bitmaps of a migration that was not prepared, or all of them if the disk
@@ -305,6 +335,14 @@ load_bitmaps (struct load *l, struct error *err)
     if ((in && l->was->state == JOURNAL_INCOMING) ||
         (l->was->state == JOURNAL_GONE && !d->taken_over)) {
       changed = true;
+      continue;
+    }
+    if (ship_map_name (entries[i].name)) {
+      bool dropped;
+
+      if (load_ship_map (l, &entries[i], &dropped, err) == -1)
+        return -1;
+      changed |= dropped;
       continue;
     }
     if (load_bitmap (l, &entries[i], in && d->mode == DRIVE_PREPARED,

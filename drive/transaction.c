@@ -39,6 +39,7 @@
 
 #include "cleanup.h"
 #include "points.h"
+#include "ship-map.h"
 #include "transaction-impl.h"
 
 #define MAX_PERSISTENT_NAME 1023
@@ -167,6 +168,9 @@ prepare_add (struct plan *p, const struct bitmap_action *a, struct error *err)
 
   if (name[0] == '\0')
     return error_set (err, EINVAL, "Bitmap name cannot be empty");
+  if (ship_map_name (name))
+    return error_set (err, EINVAL, "Bitmap name '%s' is reserved for "
+                      "migrations", name);
   if (a->granularity != 0) {
     if (a->granularity < 512 || (a->granularity & (a->granularity - 1)) != 0)
       return error_set (err, EINVAL,
@@ -287,8 +291,7 @@ static int
 finish_plan (struct plan *p, struct error *err)
 {
   struct drive *d = p->drive;
-  struct bitmap *ship = d->ship;
-  size_t most = 3 * p->nr + 2, n = 0, companions = 0;
+  size_t most = 3 * p->nr + 3, n = 0, companions = 0;
   bool persistent = false;
 
   p->bitmaps = calloc (p->nr + 1, sizeof p->bitmaps[0]);
@@ -321,15 +324,8 @@ finish_plan (struct plan *p, struct error *err)
   p->marks->persistent = p->marks_after->persistent = persistent;
   memcpy (p->marks_after->map, p->marks->map + companions,
           n * sizeof p->marks->map[0]);
-  if (d->watch) {
-    p->marks->map[p->marks->nr++] = d->watch;
-    p->marks_after->map[p->marks_after->nr++] = d->watch;
-  }
-  if (ship) {
-    /* Last, as in drive_build_marks. */
-    p->marks->map[p->marks->nr++] = ship;
-    p->marks_after->map[p->marks_after->nr++] = ship;
-  }
+  marks_add_ship (p->marks, d);
+  marks_add_ship (p->marks_after, d);
   return 0;
 }
 

@@ -146,6 +146,8 @@ journal_record_to_json (const struct journal_record *rec, const char *path,
     error_set (err, EILSEQ, "%s: a name in the record is not UTF-8", path);
     return NULL;
   }
+  if (rec->stale)
+    json_object_set_new (root, "stale", json_true ());
   add_trust (root, &rec->trust);
   if (rec->together)
     json_object_set_new (root, "together", json_integer (rec->together));
@@ -218,6 +220,7 @@ unpack_strings (json_t *root, struct journal_record *rec)
   rec->acknowledged = acknowledged;
   rec->together = together;
   rec->served_size = served_size;
+  rec->stale = json_is_true (json_object_get (root, "stale"));
   rec->coordinator_generation = coordinator_generation;
   if (coordinator && (rec->coordinator = strdup (coordinator)) == NULL)
     return -1;
