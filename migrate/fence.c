@@ -81,3 +81,14 @@ fence_drain (struct fence *f)
   while (f->older > 0 || f->current > 0)
     pthread_cond_wait (&f->idle, &f->lock);
 }
+
+bool
+fence_is_at (struct fence *f, uint64_t epoch)
+{
+  bool r;
+
+  pthread_mutex_lock (&f->lock);
+  r = f->epoch == epoch;
+  pthread_mutex_unlock (&f->lock);
+  return r;
+}

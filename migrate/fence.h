@@ -11,6 +11,7 @@
 #define FERRY_FENCE_H
 
 #include <pthread.h>
+#include <stdbool.h>
 #include <stdint.h>
 
 struct fence {
@@ -34,6 +35,9 @@ void fence_leave (struct fence *f, uint64_t epoch);
  * until no older handler runs.
  */
 int fence_raise (struct fence *f, uint64_t epoch);
+
+/* Is that the present epoch? */
+bool fence_is_at (struct fence *f, uint64_t epoch);
 
 /* Wait until no handler at all runs.  The caller keeps new ones from coming
  * by sending nothing.

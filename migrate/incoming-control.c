@@ -79,10 +79,8 @@ check_drive (struct drive *d, const struct uuid *session, json_t *disk,
                       err);
 }
 
-/* What is on the disk is that session's from here on, durably.  Control held.
- */
-static int
-record_incoming (struct drive *d, const struct uuid *session,
+int
+incoming_record (struct drive *d, const struct uuid *session, bool stale,
                  struct error *err)
 {
   struct journal_record rec = *journal_get (d->journal);
@@ -91,6 +89,7 @@ record_incoming (struct drive *d, const struct uuid *session,
   rec.session = *session;
   rec.attempt = 0;
   rec.acknowledged = false;
+  rec.stale = stale;
   rec.coordinator = rec.peer = NULL;
   rec.served_size = d->size < d->disk->size ? d->size : 0;
   return drive_record (d, &rec, err);
@@ -104,7 +103,8 @@ static int
 take_drive (struct drive *d, const struct uuid *session, struct error *err)
 {
   if (journal_get (d->journal)->state == JOURNAL_PREPARED &&
-      record_incoming (d, session, err) == -1)
+      incoming_record (d, session, journal_get (d->journal)->stale,
+                       err) == -1)
     return -1;
   if (incoming_drop_bitmaps (d, err) == -1 ||
       incoming_blobs_drop (d->state_dir, err) == -1)
@@ -127,7 +127,7 @@ incoming_begin (struct session *s, struct error *err)
     pthread_mutex_lock (&d->control);
     r = guard_hold (d, err);
     if (r == 0)
-      r = record_incoming (d, &s->id, err);
+      r = incoming_record (d, &s->id, false, err);
     pthread_mutex_unlock (&d->control);
     if (r == -1)
       return -1;
@@ -141,7 +141,10 @@ new_session (const struct uuid *id, size_t nr, struct error *err)
 {
   struct session *s = calloc (1, sizeof *s);
 
-  if (s == NULL || (s->drives = calloc (nr, sizeof *s->drives)) == NULL) {
+  if (s == NULL || (s->drives = calloc (nr, sizeof *s->drives)) == NULL ||
+      (s->held = calloc (nr, sizeof *s->held)) == NULL) {
+    if (s)
+      free (s->drives);
     free (s);
     error_set (err, ENOMEM, "%m");
     return NULL;
@@ -151,6 +154,7 @@ new_session (const struct uuid *id, size_t nr, struct error *err)
   s->refs = 1;
   fence_init (&s->fence);
   pthread_mutex_init (&s->begin, NULL);
+  pthread_mutex_init (&s->flush, NULL);
   return s;
 }
 
@@ -203,7 +207,7 @@ hello_size (json_t *disks, size_t i)
 /* Find the drives of a session; all checks come before the first change. */
 static struct session *
 begin_session (struct incoming *in, const struct uuid *id, json_t *disks,
-               struct error *err)
+               bool resume, struct error *err)
 {
   size_t nr = json_array_size (disks);
   struct session *s;
@@ -237,6 +241,9 @@ begin_session (struct incoming *in, const struct uuid *id, json_t *disks,
     r = d->drive->store ? check_drive (d->drive, id, disk, err)
                         : error_set (err, EROFS, "disk '%s' cannot be "
                                      "written at the destination", name);
+    if (r == 0 && resume)
+      r = incoming_may_resume (d->drive, id, d->session, err);
+    s->held[i] = r == 0 && incoming_holds (d->drive, id);
     pthread_mutex_unlock (&d->drive->control);
     if (r == -1)
       goto fail;
@@ -288,19 +295,29 @@ incoming_hello (struct incoming_channel *ch, const struct packet_header *h,
                 json_t *body, struct error *err)
 {
   json_t *disks = json_object_get (body, "disks");
+  bool resume = json_is_true (json_object_get (body, "resume"));
   struct session *s, *old;
 
   if (!json_is_array (disks) || h->epoch == SESSION_CLOSED)
     return incoming_malformed ("HELLO", err);
   s = find_session (ch->in, &h->session);
   if (s == NULL) {
-    s = begin_session (ch->in, &h->session, disks, err);
+    s = begin_session (ch->in, &h->session, disks, resume, err);
     if (s == NULL)
       return -1;
   }
   if (fence_raise (&s->fence, h->epoch) == -1) {
+    bool closed = fence_is_at (&s->fence, SESSION_CLOSED);
+
     session_unref (ch->in, s);
-    return error_set (err, ESTALE, "handshake of an older connection");
+    return closed ? error_set (err, EBUSY, "another migration has taken a disk "
+                               "of this one at the destination")
+                  : error_set (err, ESTALE, "handshake of an older connection");
+  }
+  /* It was prepared, but the source has not let go: it would not ask. */
+  if (resume && incoming_unprepare (s, err) == -1) {
+    session_unref (ch->in, s);
+    return -1;
   }
   pthread_mutex_lock (&ch->in->lock);
   old = ch->session;
@@ -379,8 +396,8 @@ prepare_drive (struct session *s, struct drive *d, json_t *disk,
   if (check_counts (d, disk, err) == -1)
     return error_prefix (err, "disk '%s'", d->name);
   distrust_own (d);
-  if (d->disk->ops->flush (d->disk) == -1)
-    return error_set (err, errno, "flush %s: %m", d->path);
+  if (incoming_sync (s, &d, 1, err) == -1)
+    return -1;
   if (qcow2_sync (d->store, err) == -1)
     return -1;
   rec.state = JOURNAL_PREPARED;

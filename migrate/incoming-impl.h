@@ -22,6 +22,12 @@ struct session {
   unsigned refs;         /* protected by incoming->lock */
   pthread_mutex_t begin; /* taken before a drive's locks; protects 'begun' */
   bool begun;            /* the drives' journals name it: data has come */
+  bool *held;            /* read-only: that drive holds what an earlier process
+                            got of this session */
+  pthread_mutex_t flush; /* one at a time; protects 'unsynced' */
+  bool unsynced;         /* a flush has failed in 'unsynced_epoch': the kernel
+                            has said so once, and will not again */
+  uint64_t unsynced_epoch;
 };
 
 struct incoming_drive {
@@ -77,6 +83,29 @@ int incoming_blobs_drop (const char *state_dir, struct error *err);
  */
 int incoming_begin (struct session *s, struct error *err);
 
+/* incoming-resume.c: does the drive, whose journal was read when it was
+ * opened, hold what it got of that session?  Control held.
+ */
+bool incoming_holds (const struct drive *d, const struct uuid *session);
+
+/* May a session that goes on have a drive that is in that state?  0, or -1.
+ * Control held.
+ */
+int incoming_may_resume (const struct drive *d, const struct uuid *session,
+                         const struct session *other, struct error *err);
+
+/* The drives of a session that goes on take data again. */
+int incoming_unprepare (struct session *s, struct error *err);
+
+/* Make the session's disks durable.  A flush that failed fails until the next
+ * epoch, since the kernel may have dropped what it could not write.
+ */
+int incoming_sync (struct session *s, struct drive *const *drives, size_t nr,
+                   struct error *err);
+
+/* For the status block: what the drives of the session hold. */
+json_t *incoming_held_json (struct session *s);
+
 /* incoming-control.c; in->control is held.  'body' is the packet's JSON. */
 int incoming_hello (struct incoming_channel *ch,
                     const struct packet_header *h, json_t *body,
@@ -85,6 +114,12 @@ int incoming_prepare (struct session *s, json_t *body, struct error *err);
 int incoming_commit (struct incoming *in, const struct packet_header *h,
                      json_t *body, struct error *err);
 int incoming_cancel (struct session *s, struct error *err);
+
+/* What is on the disk is that session's from here on, durably; 'stale': unless
+ * it cannot be relied upon, which is so until the first data.  Control held.
+ */
+int incoming_record (struct drive *d, const struct uuid *session, bool stale,
+                     struct error *err);
 
 /* -1, with the words for a packet whose JSON is not as it must be. */
 int incoming_malformed (const char *what, struct error *err);

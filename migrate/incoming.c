@@ -111,6 +111,8 @@ session_unref (struct incoming *in, struct session *s)
   fence_destroy (&s->fence);
   incoming_blobs_free (s->blobs);
   pthread_mutex_destroy (&s->begin);
+  pthread_mutex_destroy (&s->flush);
+  free (s->held);
   free (s->drives);
   free (s);
 }
@@ -233,6 +235,16 @@ control_packet (struct incoming_channel *ch, const uint8_t *buf,
   }
 }
 
+/* For the status block. */
+static void
+remember (struct incoming_channel *ch, const struct error *err)
+{
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&ch->in->lock);
+
+  ch->errnum = err->errnum;
+  memcpy (ch->error, err->msg, sizeof ch->error);
+}
+
 int
 incoming_packet (struct incoming_channel *ch, const void *buf, size_t len,
                  struct error *err)
@@ -246,10 +258,7 @@ incoming_packet (struct incoming_channel *ch, const void *buf, size_t len,
           : control_packet (ch, buf, &h, err);
   if (r == 0)
     return 0;
-  pthread_mutex_lock (&ch->in->lock);
-  ch->errnum = err->errnum;
-  memcpy (ch->error, err->msg, sizeof ch->error);
-  pthread_mutex_unlock (&ch->in->lock);
+  remember (ch, err);
   errno = err->errnum;
   return -1;
 }
@@ -265,16 +274,13 @@ incoming_flush (struct incoming_channel *ch, struct error *err)
   if (s)
     s->refs++;
   pthread_mutex_unlock (&ch->in->lock);
-  for (size_t i = 0; s && r == 0 && i < s->nr; i++) {
-    struct disk *disk = s->drives[i]->disk;
-
-    r = disk->ops->flush (disk);
-    if (r == -1)
-      error_set (err, errno, "flush %s: %m", s->drives[i]->path);
-  }
+  if (s)
+    r = incoming_sync (s, s->drives, s->nr, err);
   if (s && r == 0)
     r = incoming_blobs_flush (s->blobs, err);
   session_unref (ch->in, s);
+  if (r == -1)
+    remember (ch, err);
   return r;
 }
 
@@ -311,12 +317,15 @@ incoming_status (struct incoming_channel *ch, char status[PACKET_STATUS])
   if (ch->session) {
     uuid_format (&ch->session->id, id);
     json_object_set_new (o, "session", json_string (id));
+    json_object_set_new (o, "held", incoming_held_json (ch->session));
   }
   if (ch->errnum) {
     json_object_set_new (o, "errno", json_integer (ch->errnum));
     json_object_set_new (o, "error", message (ch->error));
   }
   pthread_mutex_unlock (&ch->in->lock);
+  if (json_dumpb (o, NULL, 0, JSON_COMPACT) >= PACKET_STATUS)
+    json_object_del (o, "held"); /* some thousand disks */
   n = json_dumpb (o, status, PACKET_STATUS - 1, JSON_COMPACT);
   if (n >= PACKET_STATUS) /* cannot be, with messages as long as they are */
     memset (status, 0, PACKET_STATUS);
