@@ -143,6 +143,25 @@ blobs_add (struct blobs *b, const char *name, const char *path,
 }
 
 void
+blobs_raise (struct blobs *b, uint64_t version)
+{
+  if (b && b->version < version)
+    b->version = version;
+}
+
+json_t *
+blobs_describe (const struct blobs *b)
+{
+  json_t *list = json_array ();
+
+  for (size_t i = 0; b && i < b->nr; i++)
+    json_array_append_new (list, json_pack ("{s:s, s:s}", "name",
+                                            b->v[i].name, "path",
+                                            b->v[i].path));
+  return list;
+}
+
+void
 blobs_forget (struct blobs *b)
 {
   for (size_t i = 0; b && i < b->nr; i++)

@@ -35,6 +35,14 @@ int blobs_add (struct blobs *b, const char *name, const char *path,
 /* Another session, or connection: nothing has been sent. */
 void blobs_forget (struct blobs *b);
 
+/* What is sent from now on has a version above that. */
+void blobs_raise (struct blobs *b, uint64_t version);
+
+/* The names and paths, for who begins again: an array of objects; to be
+ * decref'd.
+ */
+json_t *blobs_describe (const struct blobs *b);
+
 /* How many bytes would blobs_send send now? */
 uint64_t blobs_pending (struct blobs *b);
 

@@ -129,6 +129,14 @@ int check_destination (struct client *c, struct error *err);
 int check_session (struct client *c, const struct uuid *session,
                    struct error *err);
 
+/* Then: does it say that it still holds what that disk of the session got and
+ * flushed before?
+ */
+int check_held (struct client *c, size_t disk, bool *held, struct error *err);
+
+/* A flush; turns a refusal into the other side's words. */
+int send_flush (struct client *c, struct error *err);
+
 /* Send one packet that is complete but for its seal, and turn a refusal into
  * the words of the other side's status block.
  */

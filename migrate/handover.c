@@ -11,7 +11,9 @@
  *   COMMIT, until acknowledged      gone            active
  *   forward; requests go on         gone            active
  *
- * Up to "let go" every failure ends the hold and leaves the source as it was.
+ * Up to "let go" every failure ends the hold and leaves the source as it was;
+ * what can be overcome is tried again with the next connection (resume.c), and
+ * a higher attempt.
  * From there on the only way is forward: COMMIT is repeated until it is
  * acknowledged, by this process or by the next one that opens the drive.
  */
@@ -26,8 +28,8 @@
 #include "cleanup.h"
 #include "clock.h"
 #include "log.h"
-#include "outgoing-impl.h"
 #include "pool.h"
+#include "resume.h"
 
 /* Percent of a second's limit that need not wait for their turn in the hold:
  * somebody waits.
@@ -104,7 +106,8 @@ send_rest (struct outgoing *o, struct error *err)
     if (outgoing_round (o, err) == -1)
       return -1;
   while (outgoing_dirty (o) > 0);
-  o->attempt++;
+  if (outgoing_next_attempt (o, err) == -1)
+    return -1;
   body = prepare_body (o);
   if (body == NULL)
     return error_set (err, ENOMEM, "%m");
@@ -157,6 +160,30 @@ record_active (struct outgoing *o, struct error *err)
   return r;
 }
 
+/* Over a new connection if this one is lost: neither a link that was cut nor a
+ * destination that was started again must keep requests waiting for ever.
+ */
+static int
+cancel_attempt (struct outgoing *o)
+{
+  client_set_deadline (o->control, 0);
+  client_set_timeout (o->control, CANCEL_TIMEOUT_MS);
+  if (client_is_dead (o->control)) {
+    struct client *c;
+
+    if (outgoing_next_epoch (o, NULL) == -1)
+      o->epoch++; /* in this process it is enough that it grows */
+    c = outgoing_open_channel (o, 0, &o->quit, CANCEL_TIMEOUT_MS, NULL);
+    if (c == NULL)
+      return -1;
+    client_close (o->control);
+    o->control = c;
+    o->h.epoch = o->epoch;
+    client_set_timeout (c, CANCEL_TIMEOUT_MS);
+  }
+  return send_control (o->control, &o->h, PACKET_CANCEL, NULL, NULL);
+}
+
 /* A record that failed may be on the disk all the same.  Before anything is
  * served again, either the journals say that the disks are here, or the
  * destination has forgotten this attempt.
@@ -167,8 +194,8 @@ undo_gone (struct outgoing *o)
   struct error said = { 0 }, err;
   uint64_t wait = BACKOFF_MIN;
 
-  while (record_active (o, &err) == -1 &&
-         send_control (o->control, &o->h, PACKET_CANCEL, NULL, NULL) == -1)
+  client_set_stop (o->control, &o->quit);
+  while (record_active (o, &err) == -1 && cancel_attempt (o) == -1)
     if (!try_again (&wait, &said, &err, "taking the disk back", &o->quit))
       return;
 }
@@ -397,7 +424,7 @@ point_of_no_return (struct outgoing *o)
 {
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&o->lock);
 
-  if (o->cancelled)
+  if (o->cancelled || o->pause_asked)
     return false;
   o->let_go = true;
   return true;
@@ -425,8 +452,10 @@ hand_over_held (struct outgoing *o, struct error *err)
     let_go (o);
     return 0;
   }
-  else
+  else {
+    outgoing_is_lasting (o); /* our own disk */
     take_back (o);
+  }
   for (size_t i = 0; i < o->nr; i++)
     gate_open (&o->drives[i]->reads);
   return -1;

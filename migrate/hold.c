@@ -82,8 +82,8 @@ flush (struct outgoing *o, struct error *err)
 {
   uint64_t began = now_ns (), ns;
 
-  if (client_flush (o->control) == -1)
-    return error_set (err, errno, "flush the destination: %m");
+  if (send_flush (o->control, err) == -1)
+    return -1;
   ns = now_ns () - began;
   pthread_mutex_lock (&o->lock);
   o->cost.flush = ns;

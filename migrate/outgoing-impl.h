@@ -45,7 +45,6 @@ struct outgoing {
   struct shipment *shipments;  /* in the order of the command */
   size_t nr;
   struct uuid session;
-  char *uri;
   void (*changed) (void *opaque, const struct migrate_info *info);
   void *opaque;
   struct mirror *mirror;
@@ -53,14 +52,22 @@ struct outgoing {
   struct stop quit;   /* the daemon ends */
   pthread_t thread;
   bool joined;           /* the owner's */
+  bool restored;         /* read-only: it began before this process */
 
   /* The migration thread's own. */
+  char *uri;
   struct client *control;
   struct engine *engine;   /* also used by producers, while they run */
   struct packet_header h;  /* for control packets */
-  uint64_t epoch;
+  struct flusher *flusher; /* also used by channels, while they run */
+  uint64_t epoch;          /* of this connection */
   uint64_t attempt;
   struct blobs *blobs;     /* or NULL */
+  uint64_t reserved;       /* attempts that the description allows for */
+  uint64_t wait;           /* ns, before the next connection */
+  bool described;          /* migration.json is there (description.h) */
+  bool connected;          /* the destination may know the session */
+  bool progress;           /* the last connection made something durable */
   uint64_t dirty_before;   /* what the last round left, bytes */
 
   pthread_mutex_t lock; /* protects what follows */
@@ -70,10 +77,15 @@ struct outgoing {
   uint64_t started_ns, ended_ns; /* 0: not yet */
   bool let_go;          /* past the point of no return */
   bool cancelled;
+  bool tracked;         /* data may have gone: it can be paused */
+  bool lasting;         /* the error cannot be overcome */
+  bool pause_asked;     /* by an administrator, until recover */
+  bool recover_asked;
+  char *new_uri;        /* then; or NULL */
   bool running;         /* the engine may be used */
   /* Producers: a round is open while 'producing' > 0. */
-  unsigned round;
-  unsigned producing, producers;
+  unsigned round, first_round; /* of this connection: the next one after */
+  unsigned producing, producers, max_producers;
   bool producers_end;
   pthread_t producer[MAX_PRODUCERS];
   uint64_t sample_ns, sample_bytes; /* when the rate was measured last */
@@ -166,6 +178,23 @@ int outgoing_use_hints (struct outgoing *o, struct error *err);
  */
 uint64_t hints_clear (struct bitmap *ship, const struct bitmap *watch,
                       const struct bitmap *vacant, struct hints_fs *fs);
+
+/* ---- outgoing.c ---- */
+
+/* A new channel of this session, its handshake done. */
+struct client *outgoing_open_channel (struct outgoing *o, uint32_t number,
+                                      const struct stop *stop,
+                                      unsigned timeout_ms, struct error *err);
+
+/* One that a process before this one began.  'fresh': of that drive nothing is
+ * known to be held.  Otherwise as outgoing_start.
+ */
+struct description;
+struct outgoing *
+outgoing_go_on (struct drive *const *drives, const bool *fresh,
+                const struct description *d,
+                void (*changed) (void *opaque, const struct migrate_info *),
+                void *opaque, struct error *err);
 
 /* ---- handover.c ---- */
 

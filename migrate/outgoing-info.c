@@ -61,6 +61,7 @@ fill_info (struct outgoing *o, struct migrate_info *info)
   info->compressed = o->compressed;
   info->round = o->round;
   info->remaining = info->throttle_us = 0;
+  info->waits = info->status == MIGRATE_PAUSED && o->pause_asked;
   for (size_t i = 0; i < o->nr; i++) {
     struct drive *d = o->shipments[i].drive;
     uint64_t held = gate_longest (&d->writes) / 1000;
@@ -120,6 +121,7 @@ migrate_status_name (enum migrate_status status)
     [MIGRATE_SETUP] = "setup",
     [MIGRATE_ACTIVE] = "active",
     [MIGRATE_DEVICE] = "device",
+    [MIGRATE_PAUSED] = "postcopy-paused",
     [MIGRATE_CANCELLING] = "cancelling",
     [MIGRATE_CANCELLED] = "cancelled",
     [MIGRATE_FAILED] = "failed",

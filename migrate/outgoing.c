@@ -2,11 +2,15 @@
  * SPDX-License-Identifier: BSD-3-Clause
  *
  *   setup ----> active (rounds) ----> device (handover) ----> completed
- *     |              |                   |
- *     +--------------+----- error -------+----> failed, or cancelled
+ *     |            |  ^  |                  |
+ *     |            v  |  |                  |
+ *     |           paused |                  |
+ *     +------------+-----+----- error ------+----> failed, or cancelled
  *
  * One thread leads: it connects, goes through the rounds (rounds.c) until
- * what is left is little enough, and hands over (handover.c).
+ * what is left is little enough, and hands over (handover.c).  When a
+ * connection is lost before that, it pauses and begins anew with the next one
+ * (resume.c).
  */
 #include <config.h>
 
@@ -17,8 +21,12 @@
 
 #include "cleanup.h"
 #include "clock.h"
+#include "description.h"
+#include "flusher.h"
+#include "held.h"
 #include "mapping.h"
-#include "outgoing-impl.h"
+#include "resume.h"
+#include "ship-map.h"
 
 /* ---- setting up ---- */
 
@@ -29,29 +37,22 @@ hello_body (struct outgoing *o)
 
   for (size_t i = 0; i < o->nr; i++) {
     struct shipment *s = &o->shipments[i];
-    const struct journal_record *rec;
     char lineage[UUID_TEXT];
-    uint64_t generation;
 
-    pthread_mutex_lock (&s->drive->control);
-    rec = journal_get (s->drive->journal);
-    uuid_format (&rec->lineage, lineage);
-    generation = rec->generation;
-    pthread_mutex_unlock (&s->drive->control);
+    uuid_format (&s->lineage, lineage);
     json_array_append_new (
       disks, json_pack ("{s:s, s:I, s:s, s:I}", "name", s->name, "size",
                         (json_int_t) s->drive->size, "lineage", lineage,
-                        "generation", (json_int_t) generation));
+                        "generation", (json_int_t) s->generation));
     if (o->params.overwrite)
       json_object_set_new (json_array_get (disks, i), "overwrite",
                            json_true ());
   }
-  return json_pack ("{s:o}", "disks", disks);
+  return json_pack ("{s:o, s:b}", "disks", disks, "resume", o->tracked);
 }
 
-/* A new channel of this session, its handshake done. */
-static struct client *
-open_channel (struct outgoing *o, uint32_t number, const struct stop *stop,
+struct client *
+outgoing_open_channel (struct outgoing *o, uint32_t number, const struct stop *stop,
               unsigned timeout_ms, struct error *err)
 {
   CLEANUP_FREE char *export = NULL;
@@ -79,6 +80,7 @@ open_channel (struct outgoing *o, uint32_t number, const struct stop *stop,
   if (check_destination (c, err) == -1 ||
       send_control (c, &h, PACKET_HELLO, body, err) == -1 ||
       check_session (c, &o->session, err) == -1) {
+    outgoing_refused (o, c, PACKET_HELLO, err);
     client_close (c);
     return NULL;
   }
@@ -89,7 +91,8 @@ open_channel (struct outgoing *o, uint32_t number, const struct stop *stop,
 static struct client *
 open_data_channel (struct outgoing *o, uint32_t number, struct error *err)
 {
-  return open_channel (o, number, &o->cancel, CONNECT_TIMEOUT_MS, err);
+  return outgoing_open_channel (o, number, &o->cancel, CONNECT_TIMEOUT_MS,
+                                err);
 }
 
 static int
@@ -98,7 +101,7 @@ start_engine (struct outgoing *o, struct error *err)
   unsigned n = o->params.channels;
   CLEANUP_FREE struct client **clients = calloc (n, sizeof clients[0]);
   struct engine_options opt = {
-    .producers = o->producers,
+    .producers = o->max_producers,
     .channels = n,
     .session = o->session,
     .epoch = o->epoch,
@@ -130,6 +133,20 @@ start_engine (struct outgoing *o, struct error *err)
 }
 
 static int
+start_flusher (struct outgoing *o, struct error *err)
+{
+  struct client *c = outgoing_open_channel (o, 0, &o->cancel,
+                                            CONNECT_TIMEOUT_MS, err);
+
+  if (c == NULL)
+    return -1;
+  o->flusher = flusher_start (o, c, err);
+  if (o->flusher == NULL)
+    client_close (c);
+  return o->flusher ? 0 : -1;
+}
+
+static int
 start_producers (struct outgoing *o, struct error *err)
 {
   for (unsigned i = 0; i < o->producers; i++) {
@@ -147,27 +164,38 @@ static int
 setup (struct outgoing *o, struct error *err)
 {
   uint64_t began = now_ns ();
+  bool first = !o->tracked;
 
-  o->control = open_channel (o, 0, &o->cancel, CONNECT_TIMEOUT_MS, err);
+  if (outgoing_next_epoch (o, err) == -1)
+    return -1;
+  o->control = outgoing_open_channel (o, 0, &o->cancel, CONNECT_TIMEOUT_MS,
+                                      err);
   if (o->control == NULL)
     return -1;
   hold_connected (o, now_ns () - began);
   blobs_forget (o->blobs);
+  /* Also above those of a process before this one. */
+  blobs_raise (o->blobs, o->epoch << 32);
+  o->connected = true;
   o->h = (struct packet_header){ .session = o->session, .epoch = o->epoch };
-  /* The bitmaps are announced, and may be refused, before data moves. */
-  if (outgoing_sync_bitmaps (o, err) == -1 ||
-      start_engine (o, err) == -1 || hold_measure_link (o, err) == -1)
+  if (o->tracked && outgoing_check_held (o, err) == -1)
     return -1;
-  for (size_t i = 0; i < o->nr; i++)
-    if (drive_set_ship (o->shipments[i].drive, o->shipments[i].ship, err) ==
-        -1)
-      return -1;
-  if (outgoing_use_hints (o, err) == -1)
+  /* The bitmaps are announced, and may be refused, before data moves. */
+  if (outgoing_sync_bitmaps (o, err) == -1 || start_engine (o, err) == -1 ||
+      start_flusher (o, err) == -1 || hold_measure_link (o, err) == -1)
+    return -1;
+  if (first && outgoing_track (o, err) == -1)
+    return -1;
+  if (first && outgoing_use_hints (o, err) == -1)
     return -1;
   pthread_mutex_lock (&o->lock);
   o->running = true;
-  o->info.setup_ms = (now_ns () - o->started_ns) / NS_PER_MS;
+  if (o->info.setup_ms == 0)
+    o->info.setup_ms = (now_ns () - o->started_ns) / NS_PER_MS;
   mirror_set_wanted (o->mirror, o->params.copy_mode == MIGRATE_WRITE_BLOCKING);
+  o->producers = o->max_producers;
+  o->first_round = o->round;
+  o->producers_end = false;
   pthread_mutex_unlock (&o->lock);
   if (mirror_start (o->mirror, err) == -1)
     return -1;
@@ -185,9 +213,17 @@ end_producers (struct outgoing *o)
   pthread_mutex_unlock (&o->lock);
 }
 
+/* The connection has ended, well or not: nobody sends or waits any more. */
 static void
 tear_down (struct outgoing *o, unsigned started)
 {
+  struct error err;
+
+  stop_throw (&o->cancel);
+  if (o->engine) { /* whoever fills or waits to send */
+    error_set (&err, ECANCELED, "the connection is given up");
+    engine_fail (o->engine, &err);
+  }
   end_producers (o);
   mirror_end (o->mirror);
   for (unsigned i = 0; i < started; i++)
@@ -195,8 +231,12 @@ tear_down (struct outgoing *o, unsigned started)
   pthread_mutex_lock (&o->lock);
   o->running = false;
   pthread_mutex_unlock (&o->lock);
+  flusher_end (o->flusher);
   engine_free (o->engine);
   o->engine = NULL;
+  o->progress = o->flusher && flusher_held (o->flusher) > 0;
+  flusher_free (o->flusher);
+  o->flusher = NULL;
   client_close (o->control);
   o->control = NULL;
   outgoing_set_delay (o, 0);
@@ -212,7 +252,7 @@ send_cancel (struct outgoing *o)
   struct client *c;
 
   o->epoch++; /* fences off what may still be under way */
-  c = open_channel (o, 0, &o->quit, CANCEL_TIMEOUT_MS, NULL);
+  c = outgoing_open_channel (o, 0, &o->quit, CANCEL_TIMEOUT_MS, NULL);
   if (c == NULL)
     return;
   client_set_timeout (c, CANCEL_TIMEOUT_MS);
@@ -235,40 +275,100 @@ ended (struct outgoing *o, enum migrate_status status,
   outgoing_tell (o);
 }
 
+/* It goes on: no reason stands any more. */
+static void
+set_active (struct outgoing *o)
+{
+  pthread_mutex_lock (&o->lock);
+  o->info.error[0] = '\0';
+  pthread_mutex_unlock (&o->lock);
+  outgoing_set_status (o, MIGRATE_ACTIVE);
+}
+
+/* What an administrator has asked for is not told as an error. */
+static void
+explain_pause (struct outgoing *o, struct error *err)
+{
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&o->lock);
+
+  if (o->pause_asked)
+    error_set (err, ECANCELED, "paused by migrate-pause, until "
+               "migrate-recover");
+}
+
+/* All that one connection can do. */
+static int
+run_connection (struct outgoing *o, struct error *err)
+{
+  int r = setup (o, err);
+
+  if (r == 0) {
+    set_active (o);
+    r = outgoing_rounds (o, err);
+  }
+  if (r == 0)
+    r = outgoing_handover (o, err);
+  /* The first error is the cause; others follow from it. */
+  if (r == -1 && o->engine)
+    engine_failed (o->engine, err);
+  if (r == -1)
+    explain_pause (o, err);
+  tear_down (o, o->running ? o->producers : 0);
+  return r;
+}
+
+/* Until it is handed over, or cannot go on. */
+static int
+run_connections (struct outgoing *o, struct error *err)
+{
+  int r = -1;
+
+  if (o->restored)
+    error_set (err, ESHUTDOWN, "the server was started again");
+  else {
+    outgoing_set_status (o, MIGRATE_SETUP);
+    r = run_connection (o, err);
+  }
+  while (r == -1 && outgoing_pause (o, err))
+    r = run_connection (o, err);
+  return r;
+}
+
+/* The daemon ends: what is there stays, for the next one.  The ship map in
+ * memory goes.
+ */
+static void
+leave (struct outgoing *o, const struct error *why)
+{
+  for (size_t i = 0; i < o->nr; i++)
+    drive_drop_ship (o->shipments[i].drive);
+  ended (o, MIGRATE_FAILED, why);
+}
+
 static void *
 leading_thread (void *arg)
 {
   struct outgoing *o = arg;
   struct error err = { 0 };
-  bool connected, cancelled, let_go;
-  int r;
-
-  outgoing_set_status (o, MIGRATE_SETUP);
-  r = setup (o, &err);
-  connected = o->control != NULL;
-  if (r == 0) {
-    outgoing_set_status (o, MIGRATE_ACTIVE);
-    r = outgoing_rounds (o, &err);
-  }
-  if (r == 0)
-    r = outgoing_handover (o, &err);
-  /* The first error is the cause; others follow from it. */
-  if (r == -1 && o->engine)
-    engine_failed (o->engine, &err);
-  tear_down (o, o->running ? o->producers : 0);
+  int r = run_connections (o, &err);
+  bool cancelled, let_go;
 
   pthread_mutex_lock (&o->lock);
   cancelled = o->cancelled;
   let_go = o->let_go;
   pthread_mutex_unlock (&o->lock);
   if (r == 0) {
+    outgoing_untrack (o, true);
     ended (o, MIGRATE_COMPLETED, NULL);
     return NULL;
   }
+  if (o->tracked && !let_go && !cancelled && stop_wait (&o->quit, 0)) {
+    leave (o, &err);
+    return NULL;
+  }
   if (!let_go) {
-    for (size_t i = 0; i < o->nr; i++)
-      drive_drop_ship (o->shipments[i].drive);
-    if (connected)
+    outgoing_untrack (o, false);
+    if (o->connected)
       send_cancel (o);
   }
   if (cancelled)
@@ -296,6 +396,7 @@ free_outgoing (struct outgoing *o)
   free (o->shipments);
   free (o->drives);
   free (o->uri);
+  free (o->new_uri);
   free (o);
 }
 
@@ -388,6 +489,32 @@ load_shipments (struct outgoing *o, struct drive *const *drives,
   return 0;
 }
 
+/* Begin to work: the shipments are there. */
+static int
+start (struct outgoing *o, const struct migrate_params *params,
+       void (*changed) (void *opaque, const struct migrate_info *),
+       void *opaque, struct error *err)
+{
+  long cpus = sysconf (_SC_NPROCESSORS_ONLN);
+  int r;
+
+  o->changed = changed;
+  o->opaque = opaque;
+  o->params = *params;
+  o->params.mapping = NULL; /* the shipments have it */
+  o->params.blobs = NULL;   /* o->blobs */
+  o->max_producers = 1;
+  if (params->compression != MIGRATE_COMPRESSION_NONE && cpus > 1)
+    o->max_producers = cpus < MAX_PRODUCERS ? cpus : MAX_PRODUCERS;
+  o->started_ns = o->sample_ns = now_ns ();
+  for (size_t i = 0; i < o->nr; i++) {
+    o->info.total += o->drives[i]->size;
+    gate_reset_longest (&o->drives[i]->writes);
+  }
+  r = pthread_create (&o->thread, NULL, leading_thread, o);
+  return r == 0 ? 0 : error_set (err, r, "start a thread: %m");
+}
+
 struct outgoing *
 outgoing_start (struct drive *const *drives, size_t nr, const char *uri,
                 const struct migrate_params *params,
@@ -395,39 +522,70 @@ outgoing_start (struct drive *const *drives, size_t nr, const char *uri,
                 void *opaque, struct error *err)
 {
   struct outgoing *o = alloc_outgoing (drives, nr, uri, err);
-  long cpus = sysconf (_SC_NPROCESSORS_ONLN);
-  int r;
 
   if (o == NULL)
     return NULL;
-  if (load_shipments (o, drives, params->mapping, err) == -1)
-    goto fail;
-  o->changed = changed;
-  o->opaque = opaque;
-  o->params = *params;
-  o->blobs = params->blobs;
-  o->params.mapping = NULL; /* the shipments have it */
-  o->producers = 1;
-  if (params->compression != MIGRATE_COMPRESSION_NONE && cpus > 1)
-    o->producers = cpus < MAX_PRODUCERS ? cpus : MAX_PRODUCERS;
   uuid_new (&o->session);
-  /* Grows with every connection of this session. */
-  o->epoch = 1;
-  o->started_ns = o->sample_ns = now_ns ();
+  o->blobs = params->blobs;
   o->info.status = MIGRATE_SETUP;
-  for (size_t i = 0; i < nr; i++) {
-    o->info.total += drives[i]->size;
-    gate_reset_longest (&drives[i]->writes);
-  }
-  r = pthread_create (&o->thread, NULL, leading_thread, o);
-  if (r != 0) {
-    error_set (err, r, "start a thread: %m");
-    o->blobs = NULL;
-    goto fail;
-  }
-  return o;
+  if (load_shipments (o, drives, params->mapping, err) == 0 &&
+      start (o, params, changed, opaque, err) == 0)
+    return o;
+  o->blobs = NULL; /* still the caller's */
+  free_outgoing (o);
+  return NULL;
+}
+
+/* What is known to be held stands in the drive's map, unless it is another's
+ * or none.
+ */
+static int
+restore_shipment (struct shipment *s, struct drive *d, uint32_t index,
+                  const struct description *all, bool fresh,
+                  struct error *err)
+{
+  unsigned shift;
+
+  if (shipment_init (s, d, index, all->uri, all->disks[index].target, err) ==
+      -1)
+    return -1;
+  s->mapping = json_incref (all->params.mapping);
+  shift = bitmap_shift (s->ship);
+  if ((fresh || d->unheld == NULL || d->unheld->bits == NULL ||
+       d->unheld->shift != shift) && ship_map_make (d, shift, err) == -1)
+    return -1;
+  held_lost (s);
+  return drive_set_ship (d, s->ship, err);
+}
+
+struct outgoing *
+outgoing_go_on (struct drive *const *drives, const bool *fresh,
+                const struct description *d,
+                void (*changed) (void *opaque, const struct migrate_info *),
+                void *opaque, struct error *err)
+{
+  struct outgoing *o = alloc_outgoing (drives, d->nr, d->uri, err);
+
+  if (o == NULL)
+    return NULL;
+  o->session = d->session;
+  o->epoch = d->epoch;
+  o->attempt = o->reserved = d->attempt;
+  o->restored = o->tracked = o->described = o->connected = true;
+  o->pause_asked = d->paused;
+  o->blobs = d->params.blobs;
+  o->info.status = MIGRATE_PAUSED;
+  for (size_t i = 0; i < d->nr; i++)
+    if (restore_shipment (&o->shipments[i], drives[i], i, d, fresh[i], err) ==
+        -1)
+      goto fail;
+  if (start (o, &d->params, changed, opaque, err) == 0)
+    return o;
 
  fail:
+  for (size_t i = 0; i < d->nr; i++)
+    drive_drop_ship (drives[i]);
+  o->blobs = NULL; /* still the description's */
   free_outgoing (o);
   return NULL;
 }

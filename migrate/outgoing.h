@@ -49,6 +49,7 @@ struct migrate_params {
   bool overwrite;          /* the destination's disks, whatever they hold */
   json_t *mapping;         /* block-bitmap-mapping (mapping.h), or NULL; of a
                               migration only what its start is given */
+  bool no_resume;          /* what could be overcome ends it all the same */
 };
 
 #define MIGRATE_PARAMS_DEFAULT \
@@ -60,6 +61,7 @@ enum migrate_status {
   MIGRATE_SETUP,
   MIGRATE_ACTIVE,
   MIGRATE_DEVICE, /* the hold and the handover */
+  MIGRATE_PAUSED, /* the connection was lost; it is tried again */
   MIGRATE_CANCELLING,
   MIGRATE_CANCELLED,
   MIGRATE_FAILED,
@@ -74,7 +76,7 @@ struct migrate_compressed {
 
 struct migrate_info {
   enum migrate_status status;
-  char error[ERROR_MAX];  /* why it failed, or "" */
+  char error[ERROR_MAX];  /* why it failed, or is paused, or "" */
   uint64_t total_ms;      /* since it began, or until it ended */
   uint64_t setup_ms;
   uint64_t downtime_ms;   /* how long requests were held; once completed */
@@ -88,6 +90,8 @@ struct migrate_info {
   uint64_t dirty_rate;    /* a second */
   double mbps;            /* megabits a second on the wire, lately */
   unsigned round;         /* dirty-sync-count */
+  unsigned pauses;        /* how often it was paused */
+  bool waits;             /* paused until outgoing_recover */
   uint64_t bitmap_bytes;  /* bitmap sections on the wire */
   struct migrate_compressed compressed;
   uint64_t throttle_us;   /* by how much each write is slowed now */
@@ -127,8 +131,18 @@ json_t *outgoing_hints (struct outgoing *o);
 /* Ask it to stop; -1 with 'err' once it has let go. */
 int outgoing_cancel (struct outgoing *o, struct error *err);
 
-/* The daemon ends: give up whatever is under way, close all channels.  If it
- * has let go, the journal knows, and the next start goes on.
+/* It is paused: try again now, over another URI if one is given; -1 with 'err'
+ * if it is not paused.
+ */
+int outgoing_recover (struct outgoing *o, const char *uri, struct error *err);
+
+/* Pause it until outgoing_recover; -1 if it has not begun to send data, or has
+ * let go.
+ */
+int outgoing_ask_pause (struct outgoing *o, struct error *err);
+
+/* The daemon ends: close all channels.  What is under way goes on at the next
+ * start: the journal knows, if it has let go, or else the description.
  */
 void outgoing_stop (struct outgoing *o);
 

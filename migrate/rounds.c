@@ -13,7 +13,8 @@
 
 #include "cleanup.h"
 #include "clock.h"
-#include "outgoing-impl.h"
+#include "flusher.h"
+#include "resume.h"
 
 /* Writers are slowed in steps, once that many rounds have shown that it must
  * be.  Nobody knows beforehand how much is needed, since it depends on how many
@@ -46,6 +47,7 @@ produce_round (struct outgoing *o, struct compressor *c)
         engine_return (o->engine, b);
     }
     if (r == -1) {
+      outgoing_is_lasting (o); /* our own disk, or our memory */
       engine_fail (o->engine, &err);
       return -1;
     }
@@ -58,9 +60,10 @@ outgoing_producer (void *arg)
 {
   struct outgoing *o = arg;
   struct compressor c = { 0 };
-  unsigned done = 0;
+  unsigned done;
 
   pthread_mutex_lock (&o->lock);
+  done = o->first_round;
   compressor_set_level (&c, &o->params);
   for (;;) {
     while (o->round == done && !o->producers_end)
@@ -87,6 +90,7 @@ outgoing_acked (void *opaque, struct buffer *b)
 
   if (b->h.type == PACKET_DATA)
     shipment_acked (b->cargo, b);
+  flusher_note (o->flusher, b->h.raw_size + 1);
   mirror_acked (o->mirror, b);
   pthread_mutex_lock (&o->lock);
   o->wire_bytes +=
@@ -118,8 +122,10 @@ outgoing_sync_bitmaps (struct outgoing *o, struct error *err)
 {
   for (size_t i = 0; i < o->nr; i++)
     if (shipment_sync_bitmaps (&o->shipments[i], o->control, o->engine, &o->h,
-                               err) == -1)
+                               err) == -1) {
+      outgoing_refused (o, o->control, PACKET_LIST, err);
       return -1;
+    }
   return o->engine ? engine_drain (o->engine, err) : 0;
 }
 

@@ -85,7 +85,8 @@ collect_list (struct shipment *s, struct shipment_bitmap **told, size_t *nr,
 
 /* A bitmap that the destination has kept is known as before.  At first all
  * begin empty there, and their bits come with the chunks: the version of now
- * is as good as sent.  Later ones must be sent whole.
+ * is as good as sent.  Later ones must be sent whole; so must all when a
+ * connection was lost, since nobody knows what of them has arrived.
  */
 static void
 carry_over (struct shipment *s, struct shipment_bitmap *told, size_t nr)
@@ -129,7 +130,7 @@ send_list (struct shipment *s, struct client *control,
   s->told = take_ptr (&told);
   s->nr_told = nr;
   s->list_version = version;
-  if (!s->listed)
+  if (!s->listed && !s->resumed)
     take_versions (s);
   s->listed = true;
   return 0;

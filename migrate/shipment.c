@@ -53,6 +53,10 @@ shipment_init (struct shipment *s, struct drive *d, uint32_t index,
   s->drive = d;
   s->index = index;
   s->granule = UINT64_C (1) << shift;
+  pthread_mutex_lock (&d->control);
+  s->lineage = journal_get (d->journal)->lineage;
+  s->generation = journal_get (d->journal)->generation;
+  pthread_mutex_unlock (&d->control);
   s->name = strdup (name);
   s->peer = client_uri_with_export (uri, name, err);
   if (s->name == NULL)
@@ -64,7 +68,9 @@ shipment_init (struct shipment *s, struct drive *d, uint32_t index,
                       d->name);
   s->ship = bitmap_new (d->size, shift, err);
   s->in_flight = bitmap_new (d->size, shift, err);
-  return s->ship && s->in_flight ? 0 : -1;
+  s->acked = bitmap_new (d->size, shift, err);
+  s->flushing = bitmap_new (d->size, shift, err);
+  return s->ship && s->in_flight && s->acked && s->flushing ? 0 : -1;
 }
 
 void
@@ -72,6 +78,8 @@ shipment_destroy (struct shipment *s)
 {
   bitmap_free (s->ship);
   bitmap_free (s->in_flight);
+  bitmap_free (s->acked);
+  bitmap_free (s->flushing);
   pthread_mutex_destroy (&s->lock);
   json_decref (s->mapping);
   free (s->told);
@@ -112,9 +120,12 @@ shipment_acked (struct shipment *s, const struct buffer *b)
 {
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&s->lock);
 
-  for (size_t i = 0; i < b->covers.nr; i++)
-    bitmap_clear (s->in_flight, b->covers.v[i].start,
-                  b->covers.v[i].end - b->covers.v[i].start);
+  for (size_t i = 0; i < b->covers.nr; i++) {
+    const struct range *r = &b->covers.v[i];
+
+    bitmap_set (s->acked, r->start, r->end - r->start);
+    bitmap_clear (s->in_flight, r->start, r->end - r->start);
+  }
 }
 
 /* ---- choosing ---- */
@@ -346,6 +357,21 @@ look (const struct filling *f, const struct range *run,
   return disk->ops->extent (disk, at, run->end, ext);
 }
 
+/* A read has failed: where exactly? */
+static uint64_t
+find_bad (const struct filling *f, uint64_t at, uint64_t end)
+{
+  struct disk *disk = f->s->drive->disk;
+  uint8_t sector[512];
+  int saved = errno;
+
+  while (at + sizeof sector < end &&
+         disk->ops->pread (disk, sector, sizeof sector, at) == 0)
+    at += sizeof sector;
+  errno = saved;
+  return at;
+}
+
 /* Read one run into the packet.  Returns where it had to stop. */
 static int
 add_run (struct filling *f, const struct range *run,
@@ -378,8 +404,10 @@ add_run (struct filling *f, const struct range *run,
         f->nr + worst_extents (&(struct range){ at, at + n }) >
           PACKET_MAX_EXTENTS)
       goto full;
-    if (disk->ops->pread (disk, f->b->payload + f->used, n, at) == -1)
+    if (disk->ops->pread (disk, f->b->payload + f->used, n, at) == -1) {
+      at = find_bad (f, at, at + n);
       goto fail;
+    }
     add_data (f, at, at + n);
     at += n;
   }
@@ -392,8 +420,8 @@ add_run (struct filling *f, const struct range *run,
   return 0;
 
  fail:
-  return error_set (err, errno, "read %s at %" PRIu64 ": %m",
-                    f->s->drive->path, at);
+  return error_set (err, errno, "disk '%s': read %s at %" PRIu64 ": %m",
+                    f->s->drive->name, f->s->drive->path, at);
 }
 
 /* Neighbours become one, so that there are never more than extents. */

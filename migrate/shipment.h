@@ -33,12 +33,16 @@ struct shipment {
   /* Read-only. */
   struct drive *drive;
   uint32_t index;   /* in the HELLO's list */
-  char *name;       /* of the disk at the destination */
-  char *peer;       /* its URI */
+  char *name;       /* of the disk at the destination; changes in a pause */
+  char *peer;       /* its URI; the same */
   uint64_t granule; /* bytes of a chunk */
   json_t *mapping;  /* of the bitmaps' names (mapping.h), or NULL */
+  struct uuid lineage; /* the drive's, as it is until the handover */
+  uint64_t generation; /* the same */
   struct bitmap *ship;      /* set by writes, cleared under the lock */
-  struct bitmap *in_flight; /* changed under the lock */
+  /* Changed under the lock; held.h says what they are. */
+  struct bitmap *in_flight, *acked;
+  struct bitmap *flushing; /* whoever flushes has it */
 
   pthread_mutex_t lock; /* protects what follows */
   uint64_t cursor;      /* of this round */
@@ -49,7 +53,8 @@ struct shipment {
   struct shipment_bitmap *told;
   size_t nr_told;
   uint64_t list_version;
-  bool listed; /* the list was sent at all */
+  bool listed; /* the list was sent at all, over this connection */
+  bool resumed; /* a connection came before: bitmaps must be sent whole */
 };
 
 int shipment_init (struct shipment *s, struct drive *d, uint32_t index,
@@ -77,7 +82,7 @@ int shipment_fill_ranges (struct shipment *s, struct buffer *b,
                           enum migrate_compression how, struct compressor *c,
                           struct error *err);
 
-/* The packet was acknowledged. */
+/* The packet was acknowledged (held.h: it is not durable yet). */
 void shipment_acked (struct shipment *s, const struct buffer *b);
 
 /* Bytes that are dirty, and those in flight. */

@@ -64,20 +64,48 @@ check_session (struct client *c, const struct uuid *session,
                     "an nbdferry destination");
 }
 
-/* The destination's own words, if it has any. */
+int
+check_held (struct client *c, size_t disk, bool *held, struct error *err)
+{
+  json_auto_t *o = read_status (c);
+
+  *held = false;
+  if (o == NULL)
+    return error_set (err, EIO, "the destination's status block cannot be "
+                      "read");
+  *held = json_is_true (json_array_get (json_object_get (o, "held"), disk));
+  return 0;
+}
+
+/* The destination's own words, if it has any, and its own number: NBD has only
+ * a few.
+ */
 static int
 refused (struct client *c, int errnum, struct error *err)
 {
   json_auto_t *o = NULL;
   const char *msg;
+  json_int_t n;
 
   if (client_is_dead (c))
     return error_set (err, errnum, "the connection to the destination was "
                       "lost: %s", strerror (errnum));
   o = read_status (c);
   msg = json_string_value (json_object_get (o, "error"));
+  n = json_integer_value (json_object_get (o, "errno"));
+  if (n > 0 && n < 4096)
+    errnum = n;
   return error_set (err, errnum, "the destination refused: %s",
                     msg ? msg : strerror (errnum));
+}
+
+int
+send_flush (struct client *c, struct error *err)
+{
+  if (client_flush (c) == 0)
+    return 0;
+  refused (c, errno, err);
+  return error_prefix (err, "flush the destination");
 }
 
 int

@@ -14,6 +14,8 @@
 #include "log.h"
 #include "pool.h"
 #include "qmp.h"
+#include "qmp-query.h"
+#include "restore.h"
 #include "takeover-bitmaps.h"
 #include "views.h"
 
@@ -119,6 +121,9 @@ start (struct error *err)
       if (house.finishers[i] == NULL)
         return -1;
     }
+  house.outgoing = outgoing_restore (house.drives, house.nr_drives,
+                                     &house.params, qmp_migration_changed,
+                                     NULL);
   return house.control_path ? qmp_start (err) : 0;
 }
 

@@ -34,8 +34,8 @@ static struct {
 /* ---- events ---- */
 
 /* From a thread of the migration.  The lock keeps the events in order. */
-static void
-changed (void *opaque, const struct migrate_info *info)
+void
+qmp_migration_changed (void *opaque, const struct migrate_info *info)
 {
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&told.lock);
   json_t *data;
@@ -253,6 +253,11 @@ check_mapping (json_t *value, const char *path, struct error *err)
   return mapping_check (value, err);
 }
 
+static const struct qmp_param recover_params[] = {
+  { .name = "uri", .type = QMP_STRING, .optional = true },
+  { .name = NULL },
+};
+
 static const struct qmp_param migrate_params[] = {
   { .name = "uri", .type = QMP_STRING },
   { .name = "blk", .type = QMP_BOOL, .optional = true },
@@ -288,9 +293,6 @@ is_data_only (json_t *args)
 static int
 check_flags (json_t *args, struct error *err)
 {
-  if (json_is_true (json_object_get (args, "resume")))
-    return error_set (err, EINVAL,
-                      "Cannot resume if there is no paused migration");
   if (json_is_true (json_object_get (args, "blk")) ||
       json_is_true (json_object_get (args, "inc")))
     return error_set (err, EINVAL, "Parameters 'blk' and 'inc' are not "
@@ -373,6 +375,40 @@ set_migration (struct outgoing *o, struct plain *p)
   house.plain = p;
 }
 
+/* house.lock is held.  'uri' may be NULL. */
+static json_t *
+resume (const char *uri, struct error *err)
+{
+  if (house.outgoing == NULL || outgoing_ended (house.outgoing)) {
+    error_set (err, EINVAL, "Cannot resume if there is no paused migration");
+    return NULL;
+  }
+  return outgoing_recover (house.outgoing, uri, err) == 0 ? json_object ()
+                                                          : NULL;
+}
+
+static json_t *
+run_recover (json_t *args, struct error *err)
+{
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&house.lock);
+
+  return resume (json_string_value (json_object_get (args, "uri")), err);
+}
+
+static json_t *
+run_pause (json_t *args, struct error *err)
+{
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&house.lock);
+
+  (void) args;
+  if (house.outgoing == NULL || outgoing_ended (house.outgoing)) {
+    error_set (err, EINVAL, "migrate-pause: there is no migration");
+    return NULL;
+  }
+  return outgoing_ask_pause (house.outgoing, err) == 0 ? json_object ()
+                                                       : NULL;
+}
+
 static json_t *
 run_migrate (json_t *args, struct error *err)
 {
@@ -388,6 +424,8 @@ run_migrate (json_t *args, struct error *err)
 
   if (drives == NULL || check_flags (args, err) == -1)
     return NULL;
+  if (json_is_true (json_object_get (args, "resume")))
+    return resume (uri, err);
   if (hints && migrate_hints_parse (json_string_value (hints), &params.hints,
                                     err) == -1)
     return NULL;
@@ -413,9 +451,11 @@ run_migrate (json_t *args, struct error *err)
   join_last ();
   if (is_data_only (args))
     p = plain_start (drives, nr, uri, string (args, "x-ferry-bitmaps-to"),
-                     &params, changed, NULL, err);
+                     &params, qmp_migration_changed, NULL,
+                     err);
   else
-    o = outgoing_start (drives, nr, uri, &params, changed, NULL, err);
+    o = outgoing_start (drives, nr, uri, &params, qmp_migration_changed, NULL,
+                        err);
   if (o == NULL)
     blobs_free (params.blobs);
   if (o == NULL && p == NULL)
@@ -499,7 +539,7 @@ compression_info (const struct migrate_compressed *c)
 static json_t *
 ferry_info (const struct migrate_info *i)
 {
-  return json_pack ("{s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:o, s:o}",
+  return json_pack ("{s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:i, s:o, s:o}",
                     "bitmap-bytes", (json_int_t) i->bitmap_bytes,
                     "throttle-us", (json_int_t) i->throttle_us,
                     "longest-hold-us", (json_int_t) i->longest_hold_us,
@@ -507,6 +547,7 @@ ferry_info (const struct migrate_info *i)
                     "handover-cost-us", (json_int_t) i->handover_cost_us,
                     "round-trip-us", (json_int_t) i->round_trip_us,
                     "last-flush-us", (json_int_t) i->last_flush_us,
+                    "pauses", (int) i->pauses,
                     "mirrored", mirror_info (&i->mirror),
                     "compression", compression_info (&i->compressed));
 }
@@ -527,7 +568,10 @@ migration_info (const struct migrate_info *i)
                     (json_int_t) (completed ? i->downtime_ms
                                   : i->expected_downtime_ms),
                     "disk", disk_info (i), "x-ferry", ferry_info (i));
-  if (i->status == MIGRATE_FAILED)
+  if (i->status == MIGRATE_PAUSED)
+    json_object_set_new (json_object_get (info, "x-ferry"), "waits",
+                         json_boolean (i->waits));
+  if (i->status == MIGRATE_FAILED || i->status == MIGRATE_PAUSED)
     json_object_set_new (info, "error-desc", qmp_string (i->error));
   return info;
 }
@@ -644,6 +688,7 @@ static const struct qmp_param set_params[] = {
     .check = check_zlib_level },
   { .name = "multifd-zstd-level", .type = QMP_UINT8, .optional = true,
     .check = check_zstd_level },
+  { .name = "x-ferry-resume", .type = QMP_BOOL, .optional = true },
   { .name = NULL },
 };
 
@@ -677,6 +722,8 @@ run_set_parameters (json_t *args, struct error *err)
     p->zlib_level = n;
   if (qmp_uint64 (json_object_get (args, "multifd-zstd-level"), &n))
     p->zstd_level = n;
+  if (json_object_get (args, "x-ferry-resume"))
+    p->no_resume = !json_is_true (json_object_get (args, "x-ferry-resume"));
   /* Beyond that, a number has no place in our JSON, or on any wire. */
   if (p->max_bandwidth > INT64_MAX)
     p->max_bandwidth = INT64_MAX;
@@ -696,7 +743,7 @@ query_parameters (json_t *args, struct error *err)
 
   (void) args;
   (void) err;
-  result = json_pack ("{s:I, s:I, s:I, s:s, s:s, s:I, s:I}",
+  result = json_pack ("{s:I, s:I, s:I, s:s, s:s, s:I, s:I, s:b}",
                     "max-bandwidth", (json_int_t) p->max_bandwidth,
                     "downtime-limit", (json_int_t) p->downtime_limit,
                     "multifd-channels", (json_int_t) p->channels,
@@ -705,6 +752,7 @@ query_parameters (json_t *args, struct error *err)
                     "copy-mode", migrate_copy_mode_name (p->copy_mode),
                     "multifd-zlib-level", (json_int_t) p->zlib_level,
                     "multifd-zstd-level", (json_int_t) p->zstd_level);
+                    "x-ferry-resume", !p->no_resume);
   if (p->mapping)
     json_object_set (result, "block-bitmap-mapping", p->mapping);
   return result;
@@ -715,6 +763,8 @@ const struct qmp_command qmp_migrate_commands[] = {
   { "migrate", migrate_params, run_migrate },
   { "migrate-cancel", NULL, run_cancel },
   { "migrate_cancel", NULL, run_cancel },
+  { "migrate-pause", NULL, run_pause },
+  { "migrate-recover", recover_params, run_recover },
   { "query-migrate", NULL, query_migrate },
   { "migrate-set-parameters", set_params, run_set_parameters },
   { "query-migrate-parameters", NULL, query_parameters },

@@ -14,4 +14,8 @@ json_t *qmp_migration_info (void);
 /* Who serves the disk, as of now. */
 enum drive_mode qmp_drive_mode (struct drive *d);
 
+/* The 'changed' of outgoing_start: sends events. */
+struct migrate_info;
+void qmp_migration_changed (void *opaque, const struct migrate_info *info);
+
 #endif /* FERRY_QMP_QUERY_H */

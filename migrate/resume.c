@@ -1,0 +1,391 @@
+/* nbdferry - the source of a migration: pausing, resuming, and restarts
+ * SPDX-License-Identifier: BSD-3-Clause
+ */
+#include <config.h>
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "cleanup.h"
+#include "clock.h"
+#include "description.h"
+#include "held.h"
+#include "log.h"
+#include "resume.h"
+#include "ship-map.h"
+
+#define RETRY_MIN (100 * NS_PER_MS)
+#define RETRY_MAX (10 * NS_PER_S)
+
+/* So many attempts are made before that is written down again. */
+#define ATTEMPTS 64
+
+/* ---- the description ---- */
+
+static int
+write_description (struct outgoing *o, bool paused, struct error *err)
+{
+  struct description d = {
+    .session = o->session, .uri = o->uri, .epoch = o->epoch,
+    .attempt = o->attempt + ATTEMPTS, .paused = paused, .nr = o->nr,
+  };
+  const char *first = o->shipments[0].drive->state_dir;
+  int r;
+
+  d.disks = calloc (o->nr, sizeof d.disks[0]);
+  if (d.disks == NULL)
+    return error_set (err, ENOMEM, "%m");
+  for (size_t i = 0; i < o->nr; i++)
+    d.disks[i] = (struct description_disk){
+      .name = o->shipments[i].drive->name,
+      .state_dir = o->shipments[i].drive->state_dir,
+      .target = o->shipments[i].name,
+    };
+  pthread_mutex_lock (&o->lock);
+  d.params = o->params;
+  pthread_mutex_unlock (&o->lock);
+  d.params.mapping = o->shipments[0].mapping; /* borrowed */
+  d.attached = blobs_describe (o->blobs);
+  r = description_write (first, &d, err);
+  json_decref (d.attached);
+  free (d.disks);
+  if (r == 0)
+    o->reserved = o->attempt + ATTEMPTS;
+  return r;
+}
+
+/* The others say where that is; before it. */
+static int
+write_pointers (struct outgoing *o, struct error *err)
+{
+  struct description d = { .session = o->session,
+                           .first = o->shipments[0].drive->state_dir };
+
+  for (size_t i = 1; i < o->nr; i++)
+    if (description_write (o->shipments[i].drive->state_dir, &d, err) == -1)
+      return -1;
+  return 0;
+}
+
+static bool
+is_paused_by_hand (struct outgoing *o)
+{
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&o->lock);
+
+  return o->pause_asked;
+}
+
+int
+outgoing_next_epoch (struct outgoing *o, struct error *err)
+{
+  o->epoch++;
+  if (!o->described)
+    return 0;
+  return write_description (o, is_paused_by_hand (o), err);
+}
+
+int
+outgoing_next_attempt (struct outgoing *o, struct error *err)
+{
+  o->attempt++;
+  if (!o->described || o->attempt <= o->reserved)
+    return 0;
+  return write_description (o, is_paused_by_hand (o), err);
+}
+
+/* ---- tracking ---- */
+
+static void
+remove_descriptions (struct outgoing *o)
+{
+  struct error err;
+
+  /* The first one first: the others are nothing without it. */
+  for (size_t i = 0; i < o->nr; i++)
+    if (description_remove (o->shipments[i].drive->state_dir, &err) == -1)
+      log_message ("a migration that has ended may come back at the next "
+                   "start: %s", err.msg);
+  o->described = false;
+}
+
+static void
+describe (struct outgoing *o)
+{
+  struct error err;
+
+  if (write_pointers (o, &err) == 0 &&
+      write_description (o, false, &err) == 0) {
+    o->described = true;
+    return;
+  }
+  remove_descriptions (o);
+  log_message ("the migration cannot go on after a restart of this server: %s",
+               err.msg);
+}
+
+int
+outgoing_track (struct outgoing *o, struct error *err)
+{
+  bool resume;
+
+  pthread_mutex_lock (&o->lock);
+  resume = !o->params.no_resume;
+  pthread_mutex_unlock (&o->lock);
+  /* What is left of an older one would be taken for this one's. */
+  remove_descriptions (o);
+  for (size_t i = 0; i < o->nr; i++) {
+    struct shipment *s = &o->shipments[i];
+
+    if (resume &&
+        ship_map_make (s->drive, bitmap_shift (s->ship), err) == -1)
+      return -1;
+    if (drive_set_ship (s->drive, s->ship, err) == -1)
+      return -1;
+  }
+  if (resume)
+    describe (o);
+  pthread_mutex_lock (&o->lock);
+  o->tracked = resume;
+  pthread_mutex_unlock (&o->lock);
+  return 0;
+}
+
+void
+outgoing_untrack (struct outgoing *o, bool gone)
+{
+  remove_descriptions (o);
+  for (size_t i = 0; i < o->nr && !gone; i++) {
+    drive_drop_ship (o->shipments[i].drive);
+    ship_map_remove (o->shipments[i].drive);
+  }
+}
+
+/* ---- what the destination says ---- */
+
+int
+outgoing_check_held (struct outgoing *o, struct error *err)
+{
+  for (size_t i = 0; i < o->nr; i++) {
+    struct shipment *s = &o->shipments[i];
+    bool held;
+
+    if (check_held (o->control, i, &held, err) == -1)
+      return -1;
+    if (held)
+      continue;
+    log_message ("disk '%s': the destination does not hold what it got before; "
+                 "all of it is sent again", s->drive->name);
+    if (held_nothing (s, err) == -1) {
+      outgoing_is_lasting (o);
+      return -1;
+    }
+  }
+  return 0;
+}
+
+void
+outgoing_is_lasting (struct outgoing *o)
+{
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&o->lock);
+
+  o->lasting = true;
+}
+
+static bool
+is_lasting (enum packet_type type, int errnum)
+{
+  switch (errnum) {
+  case EPROTONOSUPPORT:
+  case EEXIST:
+  case EFBIG:
+  case EINVAL:
+  case EBUSY:
+  case EROFS:
+  case ENOENT:
+  case EPERM:
+    return true;
+  case EPROTO:
+    return type == PACKET_LIST;
+  case ENOSPC:
+    return type == PACKET_HELLO; /* the disk is too small */
+  default:
+    return false;
+  }
+}
+
+void
+outgoing_refused (struct outgoing *o, const struct client *c,
+                  enum packet_type type, const struct error *err)
+{
+  if (err && !client_is_dead (c) && is_lasting (type, err->errnum))
+    outgoing_is_lasting (o);
+}
+
+/* ---- pausing ---- */
+
+/* The stop was thrown by what has ended a connection.  It is made ready for
+ * the next one; who throws it for another reason has said so before.
+ */
+static void
+rearm (struct outgoing *o)
+{
+  stop_rearm (&o->cancel);
+}
+
+enum next { NEXT_WAIT, NEXT_TRY, NEXT_END };
+
+/* Lock held. */
+static enum next
+what_next (struct outgoing *o, const struct error *why)
+{
+  if (o->cancelled || o->let_go || !o->tracked || o->lasting ||
+      (o->params.no_resume && !o->pause_asked && why))
+    return NEXT_END;
+  if (!o->recover_asked)
+    return NEXT_WAIT;
+  o->recover_asked = false;
+  return NEXT_TRY;
+}
+
+static void
+take_uri (struct outgoing *o)
+{
+  CLEANUP_FREE char *uri = NULL, *export = NULL;
+
+  pthread_mutex_lock (&o->lock);
+  uri = o->new_uri;
+  o->new_uri = NULL;
+  pthread_mutex_unlock (&o->lock);
+  if (uri == NULL)
+    return;
+  export = client_uri_export (uri, NULL); /* was checked */
+  for (size_t i = 0; i < o->nr; i++) {
+    struct shipment *s = &o->shipments[i];
+    char *name = export && export[0] ? strdup (export) : NULL;
+    char *peer = client_uri_with_export (uri, name ? name : s->name, NULL);
+
+    if (peer) {
+      free (s->peer);
+      s->peer = peer;
+    }
+    if (name) {
+      free (s->name);
+      s->name = name;
+    }
+  }
+  free (o->uri);
+  o->uri = take_ptr (&uri);
+}
+
+static void
+show_paused (struct outgoing *o, const struct error *why)
+{
+  pthread_mutex_lock (&o->lock);
+  o->info.pauses += o->info.status != MIGRATE_PAUSED;
+  memcpy (o->info.error, why->msg, sizeof o->info.error);
+  pthread_mutex_unlock (&o->lock);
+  outgoing_set_status (o, MIGRATE_PAUSED);
+}
+
+/* How long to wait: shorter again after a connection that got on. */
+static uint64_t
+next_wait (struct outgoing *o, const struct error *why)
+{
+  uint64_t wait = o->wait;
+
+  if (wait == 0 || (o->progress && why->errnum != ENOSPC))
+    wait = RETRY_MIN;
+  o->wait = wait * 2 < RETRY_MAX ? wait * 2 : RETRY_MAX;
+  return wait;
+}
+
+bool
+outgoing_pause (struct outgoing *o, const struct error *why)
+{
+  uint64_t until;
+  enum next next;
+
+  rearm (o);
+  pthread_mutex_lock (&o->lock);
+  next = what_next (o, why);
+  pthread_mutex_unlock (&o->lock);
+  if (next == NEXT_END || stop_wait (&o->quit, 0))
+    return false;
+  for (size_t i = 0; i < o->nr; i++)
+    held_lost (&o->shipments[i]);
+  if (o->described && is_paused_by_hand (o))
+    write_description (o, true, NULL);
+  show_paused (o, why);
+  until = now_ns () + next_wait (o, why);
+
+  while (next == NEXT_WAIT) {
+    uint64_t now = now_ns ();
+    bool by_hand = is_paused_by_hand (o);
+
+    if (!by_hand && now >= until)
+      break;
+    if (stop_wait (&o->cancel, by_hand ? 3600 * NS_PER_S : until - now))
+      rearm (o);
+    pthread_mutex_lock (&o->lock);
+    next = what_next (o, NULL);
+    pthread_mutex_unlock (&o->lock);
+    if (stop_wait (&o->quit, 0))
+      next = NEXT_END;
+  }
+  if (next == NEXT_END)
+    return false;
+  take_uri (o);
+  return true;
+}
+
+/* ---- from outside ---- */
+
+int
+outgoing_recover (struct outgoing *o, const char *uri, struct error *err)
+{
+  CLEANUP_FREE char *copy = NULL, *export = NULL;
+
+  if (uri) {
+    export = client_uri_export (uri, err);
+    if (export == NULL)
+      return -1;
+    if (export[0] && o->nr != 1)
+      return error_set (err, EINVAL, "%s names one disk, but %zu are to move; "
+                        "name only the server", uri, o->nr);
+    copy = strdup (uri);
+    if (copy == NULL)
+      return error_set (err, ENOMEM, "%m");
+  }
+  pthread_mutex_lock (&o->lock);
+  if (o->info.status != MIGRATE_PAUSED) {
+    pthread_mutex_unlock (&o->lock);
+    return error_set (err, EINVAL, "Migrate recover can only be run when the "
+                      "migration is paused.");
+  }
+  o->pause_asked = false;
+  o->recover_asked = true;
+  if (copy) {
+    free (o->new_uri);
+    o->new_uri = take_ptr (&copy);
+  }
+  pthread_mutex_unlock (&o->lock);
+  stop_throw (&o->cancel);
+  return 0;
+}
+
+int
+outgoing_ask_pause (struct outgoing *o, struct error *err)
+{
+  pthread_mutex_lock (&o->lock);
+  if (o->ended_ns || o->let_go || o->cancelled || !o->tracked) {
+    pthread_mutex_unlock (&o->lock);
+    return error_set (err, EINVAL, "migrate-pause is currently only supported "
+                      "while data is sent, and until the disk is handed over");
+  }
+  o->pause_asked = true;
+  o->recover_asked = false;
+  pthread_mutex_unlock (&o->lock);
+  stop_throw (&o->cancel);
+  return 0;
+}
