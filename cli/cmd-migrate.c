@@ -39,7 +39,7 @@ struct migrate_values {
   const char *hints;            /* or NULL */
   const char *bitmaps_to;       /* or NULL */
   const char *state;            /* or NULL */
-  bool overwrite, data_only, no_wait, json;
+  bool overwrite, data_only, no_wait, no_resume, json;
 };
 
 enum {
@@ -55,6 +55,7 @@ enum {
   OPT_NO_BITMAPS,
   OPT_OVERWRITE,
   OPT_NO_WAIT,
+  OPT_NO_RESUME,
   OPT_JSON,
   OPT_DATA_ONLY,
   OPT_BITMAPS_TO,
@@ -75,6 +76,7 @@ static const struct option options[] = {
   { "no-bitmaps", no_argument, NULL, OPT_NO_BITMAPS },
   { "overwrite", no_argument, NULL, OPT_OVERWRITE },
   { "no-wait", no_argument, NULL, OPT_NO_WAIT },
+  { "no-resume", no_argument, NULL, OPT_NO_RESUME },
   { "json", no_argument, NULL, OPT_JSON },
   { "data-only", no_argument, NULL, OPT_DATA_ONLY },
   { "bitmaps-to", required_argument, NULL, OPT_BITMAPS_TO },
@@ -183,6 +185,7 @@ migrate_option (const struct command *cmd, int c, const char *arg,
   case OPT_DATA_ONLY: v->data_only = true; break;
   case OPT_BITMAPS_TO: v->bitmaps_to = arg; break;
   case OPT_STATE: v->state = arg; break;
+  case OPT_NO_RESUME: v->no_resume = true; break;
   case OPT_JSON: v->json = true; break;
   }
   return -1;
@@ -217,6 +220,8 @@ set_parameters (struct control *c, const struct migrate_values *v,
                                  ? "multifd-zlib-level"
                                  : "multifd-zstd-level",
                          json_integer (v->level));
+  if (v->no_resume)
+    json_object_set_new (args, "x-ferry-resume", json_false ());
   any = json_object_size (args) > 0;
   if (any)
     result = control_command (c, "migrate-set-parameters", json_incref (args),
@@ -467,7 +472,8 @@ const struct command migrate_command = {
     "disks under their own names, nbd://HOST/NAME for the only one.\n"
     "DISK, [NAME=]PATH, is a disk that no daemon has open: this command does\n"
     "all of it then.\n"
-    "Ctrl-C cancels, and leaves the source as it was.\n"
+    "What can be overcome, like a link that is lost, pauses the migration; it\n"
+    "tries again by itself.  Ctrl-C cancels, and leaves the source as it was.\n"
     "\n"
     "Options:\n"
     "  --channels N            connections that share the work\n"
@@ -493,6 +499,7 @@ const struct command migrate_command = {
     "  --overwrite             overwrite what is on the destination's disks:\n"
     "                          file systems, partition tables and the like\n"
     "  --no-wait               do not wait for the end\n"
+    "  --no-resume             fail rather than pause\n"
     "  --json                  print each status as JSON on a line\n"
     "  -h, --help              print this help\n"
     "\n"

@@ -7,6 +7,7 @@
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "cleanup.h"
 #include "command.h"
@@ -48,6 +49,30 @@ number (const json_t *object, const char *key)
   return v > 0 ? v : 0;
 }
 
+/* Where a disk that is not simply served stands, and what can be done. */
+static void
+print_advice (const char *mode)
+{
+  static const struct {
+    const char *mode, *text;
+  } advice[] = {
+    { "incoming", "a destination; it is served once a source has handed it "
+                  "over" },
+    { "prepared", "everything has arrived; the source hands it over by itself "
+                  "when it runs and can be reached" },
+    { "leaving", "handed over; the destination must acknowledge that, and is "
+                 "asked until it does" },
+    { "gone", "handed over; start the peer if it is down, it is asked until it "
+              "acknowledges that" },
+    { "forwarding", "served by the peer; this daemon can be stopped when its "
+                    "clients have moved" },
+  };
+
+  for (size_t i = 0; i < sizeof advice / sizeof advice[0]; i++)
+    if (mode && strcmp (mode, advice[i].mode) == 0)
+      printf ("  %-13s %s\n", "", advice[i].text);
+}
+
 static void
 print_disk (const json_t *disk)
 {
@@ -61,6 +86,7 @@ print_disk (const json_t *disk)
   printf ("  %-13s %s (%" PRIu64 " bytes)\n", "size",
           size_format (number (disk, "size"), text), number (disk, "size"));
   print_text (disk, "mode", "mode");
+  print_advice (json_string_value (json_object_get (disk, "mode")));
   print_text (disk, "peer", "peer");
   print_text (disk, "lineage", "lineage");
   if (json_object_get (disk, "generation"))
@@ -85,6 +111,16 @@ print_migration (const json_t *info)
   migration_describe (&m, line, sizeof line);
   printf ("migration: %s\n", line);
   print_text (info, "error-desc", "reason");
+  if (strcmp (m.status, "postcopy-paused") != 0)
+    return;
+  if (json_is_true (json_object_get (json_object_get (info, "x-ferry"),
+                                     "waits")))
+    printf ("  paused by migrate-pause; 'nbdferry migrate-recover' goes on\n");
+  else
+    printf ("  it tries again by itself; 'nbdferry migrate-recover' does it "
+            "now\n");
+  printf ("  'nbdferry migrate-cancel' gives it up; the disks are served from "
+          "here\n");
 }
 
 static void

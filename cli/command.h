@@ -45,8 +45,9 @@ int command_run (const struct command *cmd, int argc, char **argv);
 int usage_error (const struct command *cmd, const char *fmt, ...)
   __attribute__ ((format (printf, 2, 3)));
 
-extern const struct command bitmap_command, migrate_command, recover_command,
-  status_command, takeover_command;
+extern const struct command bitmap_command, migrate_cancel_command,
+  migrate_command, migrate_pause_command, migrate_recover_command,
+  recover_command, status_command, takeover_command;
 extern const struct command archive_command, backup_command, restore_command;
 extern const struct command sync_command, verify_disks_command;
 

@@ -22,6 +22,7 @@
 #include <errno.h>
 #include <poll.h>
 #include <signal.h>
+#include <stdio.h>
 #include <string.h>
 #include <sys/signalfd.h>
 #include <unistd.h>
@@ -49,6 +50,7 @@ struct follow {
   uint64_t next_query;
   enum cancel cancel;
   uint64_t cancel_deadline;
+  char paused[ERROR_MAX]; /* the reason that was told last, or "" */
   int status;          /* the exit status, or -1: go on */
 };
 
@@ -97,6 +99,27 @@ ended (struct follow *f, const json_t *info, const struct migration *m)
   }
 }
 
+/* A pause is told once for each reason. */
+static void
+tell_pause (struct follow *f, const json_t *info, const struct migration *m)
+{
+  const json_t *x = json_object_get (info, "x-ferry");
+
+  if (strcmp (m->status, "active") == 0 && f->paused[0]) {
+    f->paused[0] = '\0';
+    progress_break (f->progress);
+    complain ("the migration goes on");
+  }
+  if (strcmp (m->status, "postcopy-paused") != 0 || m->error == NULL ||
+      strncmp (f->paused, m->error, sizeof f->paused - 1) == 0)
+    return;
+  snprintf (f->paused, sizeof f->paused, "%s", m->error);
+  progress_break (f->progress);
+  complain ("paused: %s%s", f->paused,
+            json_is_true (json_object_get (x, "waits")) ? ""
+                                                        : "; trying again");
+}
+
 static void
 query_reply (struct follow *f, const json_t *msg)
 {
@@ -115,6 +138,7 @@ query_reply (struct follow *f, const json_t *msg)
     fail (f, &err, "");
     return;
   }
+  tell_pause (f, info, &m);
   progress_show (f->progress, info);
   if (migration_ended (&m))
     ended (f, info, &m);

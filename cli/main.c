@@ -23,8 +23,9 @@ static const struct option main_options[] = {
 };
 
 static const struct command *const main_group[] = {
-  &status_command, &bitmap_command, &migrate_command, &recover_command,
-  &backup_command, &archive_command, &restore_command,
+  &status_command, &bitmap_command, &migrate_command,
+  &migrate_recover_command, &migrate_pause_command, &migrate_cancel_command,
+  &recover_command, &backup_command, &archive_command, &restore_command,
   &sync_command, &takeover_command, &verify_disks_command, NULL,
 };
 

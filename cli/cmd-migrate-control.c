@@ -1,0 +1,116 @@
+/* nbdferry - nbdferry migrate-recover, migrate-pause, migrate-cancel
+ * SPDX-License-Identifier: BSD-3-Clause
+ *
+ * For a migration that runs in the daemon, whoever has begun it.
+ */
+#include <config.h>
+
+#include <stdio.h>
+#include <string.h>
+
+#include "command.h"
+#include "control.h"
+#include "output.h"
+
+/* One QMP command that returns nothing. */
+static int
+run_one (const char *control, const char *command, json_t *args,
+         const char *done)
+{
+  struct error err = { 0 };
+  struct control *c = control_open (control, &err);
+  json_t *result = NULL;
+  int status = STATUS_FAILED;
+
+  if (c)
+    result = control_command (c, command, args, &err);
+  else
+    json_decref (args);
+  if (result == NULL)
+    complain ("%s", err.msg);
+  else {
+    puts (done);
+    status = output_finish () == 0 ? STATUS_DONE : STATUS_FAILED;
+  }
+  json_decref (result);
+  control_close (c);
+  return status;
+}
+
+static int
+recover_run (const struct command *cmd, char **args, void *values)
+{
+  json_t *a = json_object ();
+
+  (void) cmd, (void) values;
+  if (args[1])
+    json_object_set_new (a, "uri", json_string (args[1]));
+  return run_one (args[0], "migrate-recover", a, "trying again; 'nbdferry "
+                  "status' says how it goes");
+}
+
+static int
+pause_run (const struct command *cmd, char **args, void *values)
+{
+  (void) cmd, (void) values;
+  return run_one (args[0], "migrate-pause", json_object (), "the migration is "
+                  "paused until 'nbdferry migrate-recover'");
+}
+
+static int
+cancel_run (const struct command *cmd, char **args, void *values)
+{
+  (void) cmd, (void) values;
+  return run_one (args[0], "migrate-cancel", json_object (), "the migration, "
+                  "if there was one, is cancelled; the source serves its "
+                  "disks");
+}
+
+const struct command migrate_recover_command = {
+  .name = "migrate-recover",
+  .full_name = "nbdferry migrate-recover",
+  .synopsis = "CONTROL [URI] [OPTION]",
+  .summary = "Try at once to go on with a migration that is paused.",
+  .help =
+    "CONTROL is that of the source.  A migration that lost its destination\n"
+    "tries again by itself, at growing intervals; this does it now.  With URI\n"
+    "the same destination is looked for over there from now on.\n"
+    "\n"
+    "Options:\n"
+    "  -h, --help   print this help\n",
+  .min_args = 1,
+  .max_args = 2,
+  .run = recover_run,
+};
+
+const struct command migrate_pause_command = {
+  .name = "migrate-pause",
+  .full_name = "nbdferry migrate-pause",
+  .synopsis = "CONTROL [OPTION]",
+  .summary = "Pause a migration until migrate-recover.",
+  .help =
+    "CONTROL is that of the source, which goes on serving its disks.  It stays\n"
+    "paused if the daemon is started again.\n"
+    "\n"
+    "Options:\n"
+    "  -h, --help   print this help\n",
+  .min_args = 1,
+  .max_args = 1,
+  .run = pause_run,
+};
+
+const struct command migrate_cancel_command = {
+  .name = "migrate-cancel",
+  .full_name = "nbdferry migrate-cancel",
+  .synopsis = "CONTROL [OPTION]",
+  .summary = "Give up a migration that runs or is paused.",
+  .help =
+    "CONTROL is that of the source, which is left as it was.  It is refused\n"
+    "once the disks have been handed over.\n"
+    "\n"
+    "Options:\n"
+    "  -h, --help   print this help\n",
+  .min_args = 1,
+  .max_args = 1,
+  .run = cancel_run,
+};
