@@ -1,0 +1,78 @@
+/* nbdferry - fuzz target: the description of a migration, and ship-clearing
+ * SPDX-License-Identifier: BSD-3-Clause
+ *
+ * What can be read can be written, and says the same when it is read again.
+ */
+#include <config.h>
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "description.h"
+#include "ship-map.h"
+
+int LLVMFuzzerTestOneInput (const uint8_t *data, size_t size);
+
+static void
+must (bool ok)
+{
+  if (!ok)
+    abort ();
+}
+
+static void
+same (const char *a, const char *b)
+{
+  must ((a == NULL) == (b == NULL) && (a == NULL || strcmp (a, b) == 0));
+}
+
+static void
+check (const struct description *a, const struct description *b)
+{
+  must (uuid_equal (&a->session, &b->session));
+  same (a->first, b->first);
+  if (a->first)
+    return;
+  same (a->uri, b->uri);
+  must (a->epoch == b->epoch && a->attempt == b->attempt &&
+        a->paused == b->paused && a->nr == b->nr && a->nr > 0);
+  must (a->params.channels >= 1 &&
+        a->params.channels <= MIGRATE_MAX_CHANNELS &&
+        a->params.channels == b->params.channels &&
+        a->params.max_bandwidth == b->params.max_bandwidth &&
+        a->params.downtime_limit == b->params.downtime_limit &&
+        a->params.compression == b->params.compression &&
+        a->params.overwrite == b->params.overwrite &&
+        json_equal (a->params.mapping, b->params.mapping) ==
+          (a->params.mapping != NULL));
+  for (size_t i = 0; i < a->nr; i++) {
+    same (a->disks[i].name, b->disks[i].name);
+    same (a->disks[i].target, b->disks[i].target);
+    same (a->disks[i].state_dir, b->disks[i].state_dir);
+    must (a->disks[i].state_dir[0] == '/');
+  }
+}
+
+int
+LLVMFuzzerTestOneInput (const uint8_t *data, size_t size)
+{
+  struct description d, again;
+  struct error err = { 0 };
+  struct range r;
+  char *text;
+
+  if (ship_map_parse (data, size, &r) == 0)
+    must (r.start <= r.end);
+  if (description_parse ((const char *) data, size, &d, &err) == -1) {
+    must (err.errnum != 0 && err.msg[0] != '\0' && d.disks == NULL);
+    return 0;
+  }
+  text = description_format (&d);
+  must (text != NULL);
+  must (description_parse (text, strlen (text), &again, &err) == 0);
+  check (&d, &again);
+  description_free (&again);
+  description_free (&d);
+  free (text);
+  return 0;
+}
