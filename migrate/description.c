@@ -158,6 +158,16 @@ get_attached (json_t *list, struct description *d, struct error *err)
 }
 
 static int
+get_lineage (json_t *o, struct description_disk *disk, struct error *err)
+{
+  const char *lineage = json_string_value (json_object_get (o, "lineage"));
+
+  if (lineage == NULL || !uuid_parse (lineage, &disk->lineage))
+    return malformed (err);
+  return get_number (o, "generation", &disk->generation, err);
+}
+
+static int
 get_disks (json_t *list, struct description *d, struct error *err)
 {
   size_t nr = json_array_size (list);
@@ -173,7 +183,8 @@ get_disks (json_t *list, struct description *d, struct error *err)
 
     if (get_string (o, "name", &disk->name, err) == -1 ||
         get_path (o, "state-dir", &disk->state_dir, err) == -1 ||
-        get_string (o, "target", &disk->target, err) == -1) {
+        get_string (o, "target", &disk->target, err) == -1 ||
+        get_lineage (o, disk, err) == -1) {
       d->nr++; /* to be freed */
       return -1;
     }
@@ -288,11 +299,17 @@ to_json (const struct description *d)
     return json_pack ("{s:i, s:s, s:s}", "version", VERSION, "session",
                       session, "first", d->first);
   }
-  for (size_t i = 0; i < d->nr; i++)
+  for (size_t i = 0; i < d->nr; i++) {
+    const struct description_disk *disk = &d->disks[i];
+    char lineage[UUID_TEXT];
+
+    uuid_format (&disk->lineage, lineage);
     json_array_append_new (
-      disks, json_pack ("{s:s, s:s, s:s}", "name", d->disks[i].name,
-                        "state-dir", d->disks[i].state_dir, "target",
-                        d->disks[i].target));
+      disks, json_pack ("{s:s, s:s, s:s, s:s, s:I}", "name", disk->name,
+                        "state-dir", disk->state_dir, "target", disk->target,
+                        "lineage", lineage, "generation",
+                        (json_int_t) disk->generation));
+  }
   return json_pack ("{s:i, s:s, s:s, s:I, s:I, s:b, s:o, s:O?, s:o}",
                     "version", VERSION, "session", session, "uri", d->uri,
                     "epoch", (json_int_t) d->epoch,

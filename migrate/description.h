@@ -19,6 +19,8 @@ struct description_disk {
   char *name;      /* of the export here */
   char *state_dir; /* absolute */
   char *target;    /* the disk's name over there */
+  struct uuid lineage; /* these two as long as the description means it */
+  uint64_t generation;
 };
 
 struct description {

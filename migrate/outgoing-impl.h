@@ -181,6 +181,9 @@ uint64_t hints_clear (struct bitmap *ship, const struct bitmap *watch,
 
 /* ---- outgoing.c ---- */
 
+/* The leading thread, from beginning to end. */
+void *outgoing_lead (void *o);
+
 /* A new channel of this session, its handshake done. */
 struct client *outgoing_open_channel (struct outgoing *o, uint32_t number,
                                       const struct stop *stop,

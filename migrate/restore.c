@@ -58,6 +58,19 @@ is_elsewhere (struct drive *d, const struct description *all)
   return r;
 }
 
+/* It has not been handed over since, nor taken over.  Nobody else runs yet. */
+static bool
+is_same_disk (const struct drive *d, const struct description_disk *disk)
+{
+  const struct journal_record *rec;
+
+  if (d->journal == NULL) /* open for reading only */
+    return false;
+  rec = journal_get (d->journal);
+  return uuid_equal (&rec->lineage, &disk->lineage) &&
+         rec->generation == disk->generation;
+}
+
 /* The drives of that migration, all of them here and served from here: 1.
  * 0: it has ended; -1: not all are here.
  */
@@ -74,7 +87,8 @@ find_drives (struct drive *const *drives, size_t nr,
                    d->disks[i].name, d->disks[i].state_dir);
       return -1;
     }
-    if (found[i]->mode != DRIVE_ACTIVE || is_elsewhere (found[i], d))
+    if (found[i]->mode != DRIVE_ACTIVE || is_elsewhere (found[i], d) ||
+        !is_same_disk (found[i], &d->disks[i]))
       return 0;
   }
   return 1;

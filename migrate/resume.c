@@ -41,6 +41,8 @@ write_description (struct outgoing *o, bool paused, struct error *err)
       .name = o->shipments[i].drive->name,
       .state_dir = o->shipments[i].drive->state_dir,
       .target = o->shipments[i].name,
+      .lineage = o->shipments[i].lineage,
+      .generation = o->shipments[i].generation,
     };
   pthread_mutex_lock (&o->lock);
   d.params = o->params;

@@ -50,6 +50,8 @@ check (const struct description *a, const struct description *b)
     same (a->disks[i].target, b->disks[i].target);
     same (a->disks[i].state_dir, b->disks[i].state_dir);
     must (a->disks[i].state_dir[0] == '/');
+    must (uuid_equal (&a->disks[i].lineage, &b->disks[i].lineage) &&
+          a->disks[i].generation == b->disks[i].generation);
   }
 }
 
