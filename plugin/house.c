@@ -15,7 +15,7 @@
 #include "pool.h"
 #include "qmp.h"
 #include "qmp-query.h"
-#include "restore.h"
+#include "revive.h"
 #include "takeover-bitmaps.h"
 #include "views.h"
 

@@ -751,7 +751,7 @@ query_parameters (json_t *args, struct error *err)
                     migrate_compression_name (p->compression),
                     "copy-mode", migrate_copy_mode_name (p->copy_mode),
                     "multifd-zlib-level", (json_int_t) p->zlib_level,
-                    "multifd-zstd-level", (json_int_t) p->zstd_level);
+                    "multifd-zstd-level", (json_int_t) p->zstd_level,
                     "x-ferry-resume", !p->no_resume);
   if (p->mapping)
     json_object_set (result, "block-bitmap-mapping", p->mapping);

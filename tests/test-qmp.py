@@ -264,11 +264,13 @@ def test_parameters(qmp):
     assert default == {"max-bandwidth": 0, "downtime-limit": 30,
                        "multifd-channels": 4, "multifd-compression": "none",
                        "copy-mode": "background",
-                       "multifd-zlib-level": 1, "multifd-zstd-level": 1}
+                       "multifd-zlib-level": 1, "multifd-zstd-level": 1,
+                       "x-ferry-resume": True}
     new = {"max-bandwidth": 2 ** 40, "downtime-limit": 2000000,
            "multifd-channels": 64, "multifd-compression": "zstd",
            "copy-mode": "write-blocking",
-           "multifd-zlib-level": 9, "multifd-zstd-level": 20}
+           "multifd-zlib-level": 9, "multifd-zstd-level": 20,
+           "x-ferry-resume": False}
     qmp.execute("migrate-set-parameters", new)
     assert qmp.command("query-migrate-parameters") == new
     for name, value, text in (

@@ -1,8 +1,8 @@
 /* nbdferry - migrations that a process before this one began
  * SPDX-License-Identifier: BSD-3-Clause
  */
-#ifndef FERRY_RESTORE_H
-#define FERRY_RESTORE_H
+#ifndef FERRY_REVIVE_H
+#define FERRY_REVIVE_H
 
 #include "outgoing.h"
 
@@ -17,4 +17,4 @@ outgoing_restore (struct drive *const *drives, size_t nr,
                   void (*changed) (void *opaque, const struct migrate_info *),
                   void *opaque);
 
-#endif /* FERRY_RESTORE_H */
+#endif /* FERRY_REVIVE_H */

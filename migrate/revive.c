@@ -12,7 +12,7 @@
 #include "description.h"
 #include "log.h"
 #include "outgoing-impl.h"
-#include "restore.h"
+#include "revive.h"
 #include "ship-map.h"
 
 static struct drive *
