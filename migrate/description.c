@@ -119,18 +119,24 @@ get_params (json_t *o, struct migrate_params *p, struct error *err)
   const char *compression =
     json_string_value (json_object_get (o, "multifd-compression"));
   const char *mode = json_string_value (json_object_get (o, "copy-mode"));
-  uint64_t channels = p->channels;
+  uint64_t channels = p->channels, zlib = p->zlib_level,
+           zstd = p->zstd_level;
 
   if (get_number (o, "max-bandwidth", &p->max_bandwidth, err) == -1 ||
       get_number (o, "downtime-limit", &p->downtime_limit, err) == -1 ||
-      get_number (o, "multifd-channels", &channels, err) == -1)
+      get_number (o, "multifd-channels", &channels, err) == -1 ||
+      get_number (o, "multifd-zlib-level", &zlib, err) == -1 ||
+      get_number (o, "multifd-zstd-level", &zstd, err) == -1)
     return -1;
-  if (channels < 1 || channels > MIGRATE_MAX_CHANNELS ||
+  if (channels < 1 || channels > MIGRATE_MAX_CHANNELS || zlib > 9 ||
+      zstd > 20 ||
       (compression &&
        migrate_compression_parse (compression, &p->compression) == -1) ||
       (mode && migrate_copy_mode_parse (mode, &p->copy_mode) == -1))
     return malformed (err);
   p->channels = channels;
+  p->zlib_level = zlib;
+  p->zstd_level = zstd;
   p->overwrite = json_is_true (json_object_get (o, "x-ferry-overwrite"));
   return get_mapping (json_object_get (o, "block-bitmap-mapping"), p, err);
 }
@@ -274,10 +280,12 @@ params_json (const struct migrate_params *p)
 {
   json_t *o;
 
-  o = json_pack ("{s:I, s:I, s:I, s:s, s:s, s:b}",
+  o = json_pack ("{s:I, s:I, s:I, s:I, s:I, s:s, s:s, s:b}",
                  "max-bandwidth", (json_int_t) p->max_bandwidth,
                  "downtime-limit", (json_int_t) p->downtime_limit,
                  "multifd-channels", (json_int_t) p->channels,
+                 "multifd-zlib-level", (json_int_t) p->zlib_level,
+                 "multifd-zstd-level", (json_int_t) p->zstd_level,
                  "multifd-compression",
                  migrate_compression_name (p->compression),
                  "copy-mode", migrate_copy_mode_name (p->copy_mode),
