@@ -48,8 +48,9 @@ hello_body (struct outgoing *o)
 }
 
 struct client *
-outgoing_open_channel (struct outgoing *o, uint32_t number, const struct stop *stop,
-              unsigned timeout_ms, struct error *err)
+outgoing_open_channel (struct outgoing *o, uint32_t number,
+                       const struct stop *stop, unsigned timeout_ms,
+                       struct error *err)
 {
   CLEANUP_FREE char *export = NULL;
   json_auto_t *body = hello_body (o);
