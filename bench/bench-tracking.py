@@ -33,48 +33,6 @@ if not shutil.which("fio"):
 size = a.size * MiB
 
 
-class Qemu:
-    """qemu-storage-daemon with a raw file and bitmaps."""
-
-    def __init__(self, name, disk, nr):
-        self.socket, self.qmp = path(name + ".sock"), path(name + ".qmp")
-        node = {"driver": "raw", "node-name": "d0",
-                "file": {"driver": "file", "filename": disk}}
-        self.process = subprocess.Popen(
-            ["qemu-storage-daemon", "--blockdev", json.dumps(node),
-             "--nbd-server", "addr.type=unix,addr.path=" + self.socket,
-             "--export", "type=nbd,id=e0,node-name=d0,name=,writable=on",
-             "--chardev", "socket,id=c,server=on,wait=off,path=" + self.qmp,
-             "--monitor", "chardev=c"], stdin=subprocess.DEVNULL)
-        keep(self)
-        wait_for(lambda: os.path.exists(self.qmp) and
-                 os.path.exists(self.socket), name)
-        s = socket.socket(socket.AF_UNIX)
-        s.connect(self.qmp)
-        self.file = s.makefile("rw")
-        self.file.readline()
-        self.command("qmp_capabilities")
-        for i in range(nr):
-            self.command("block-dirty-bitmap-add", node="d0", name="b%d" % i,
-                         granularity=a.granularity)
-
-    def command(self, name, /, **arguments):
-        json.dump({"execute": name, "arguments": arguments}, self.file)
-        self.file.write("\n")
-        self.file.flush()
-        while True:
-            r = json.loads(self.file.readline())
-            if "error" in r:
-                raise RuntimeError(r["error"])
-            if "return" in r:
-                return
-
-    def uri(self):
-        return "nbd+unix:///?socket=" + self.socket
-
-    cpu, stop = Daemon.cpu, Daemon.stop
-
-
 def start(name):
     disk = path(name + ".raw")
     with open(disk, "wb") as f:
@@ -84,7 +42,11 @@ def start(name):
         return Daemon(name, ["file", disk])
     kind, nr = name.split("-")
     if kind == "qemu":
-        return Qemu(name, disk, int(nr))
+        q = Qemu(name, disk)
+        for i in range(int(nr)):
+            q.qmp.command("block-dirty-bitmap-add", node="d0", name="b%d" % i,
+                          granularity=a.granularity)
+        return q
     control = path(name + ".ctl")
     d = Daemon(name, [PLUGIN, "disk=" + disk, "durability=" + kind,
                       "control=" + control])
@@ -98,7 +60,7 @@ def clear(name):
     kind, _, nr = name.partition("-")
     for i in range(int(nr or 0)):
         if kind == "qemu":
-            servers[name].command("block-dirty-bitmap-clear", node="d0",
+            servers[name].qmp.command("block-dirty-bitmap-clear", node="d0",
                                   name="b%d" % i)
         else:
             timed([NBDFERRY, "bitmap", "clear", path(name + ".ctl"),

@@ -29,27 +29,6 @@ if not shutil.which("fio"):
 size, disk = a.size * MiB, path("disk.raw")
 
 
-class QMP:
-    def __init__(self, where):
-        wait_for(lambda: os.path.exists(where), where)
-        s = socket.socket(socket.AF_UNIX)
-        s.connect(where)
-        self.file = s.makefile("rw")
-        self.file.readline()
-        self.command("qmp_capabilities")
-
-    def command(self, name, /, **arguments):
-        json.dump({"execute": name, "arguments": arguments}, self.file)
-        self.file.write("\n")
-        self.file.flush()
-        while True:
-            r = json.loads(self.file.readline())
-            if "error" in r:
-                raise RuntimeError(r["error"])
-            if "return" in r:
-                return r["return"]
-
-
 class Ours:
     def __init__(self, kind):
         shutil.rmtree(disk + ".ferry", ignore_errors=True)
@@ -69,7 +48,7 @@ class Ours:
         self.daemon.stop()
 
 
-class Qemu:
+class QemuView:
     def __init__(self, kind):
         self.socket = path("q.sock")
         argv = ["qemu-storage-daemon", "--nbd-server",
@@ -104,7 +83,7 @@ def fio(uri, rw, bs, depth, more):
 
 def run(kind, rw, bs, depth):
     """IOPS, mean and 99th percentile in us, CPU us a request."""
-    side = (Qemu if kind.startswith("QEMU") else Ours)(kind)
+    side = (QemuView if kind.startswith("QEMU") else Ours)(kind)
     cpu = side.cpu()
     r = fio(side.uri, rw, bs, depth,
             ["--time_based", "--runtime=%g" % a.runtime])

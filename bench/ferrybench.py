@@ -9,6 +9,7 @@ it is timed: a virtual machine may have to ask its host for it.
 """
 
 import atexit
+import json
 import os
 import shutil
 import signal
@@ -88,6 +89,74 @@ class Daemon:
             except subprocess.TimeoutExpired:
                 self.process.send_signal(signal.SIGKILL)
                 self.process.wait()
+
+
+class QMP:
+    """One client of a control socket."""
+
+    def __init__(self, where):
+        wait_for(lambda: os.path.exists(where), where)
+        s = socket.socket(socket.AF_UNIX)
+        s.connect(where)
+        self.file = s.makefile("rw")
+        self.events = []
+        self.file.readline()
+        self.command("qmp_capabilities")
+
+    def command(self, name, /, **arguments):
+        json.dump({"execute": name, "arguments": arguments}, self.file)
+        self.file.write("\n")
+        self.file.flush()
+        while True:
+            r = json.loads(self.file.readline())
+            if "error" in r:
+                raise RuntimeError("%s: %s" % (name, r["error"]))
+            if "return" in r:
+                return r["return"]
+            self.events.append(r)
+
+    def event(self, name):
+        """Its data, once it has come."""
+        while True:
+            for i, e in enumerate(self.events):
+                if e["event"] == name:
+                    del self.events[i]
+                    return e.get("data")
+            self.events.append(json.loads(self.file.readline()))
+
+
+class Qemu:
+    """qemu-storage-daemon with a raw file as its node d0, exported as ""."""
+
+    def __init__(self, name, disk):
+        self.socket = path(name + ".sock")
+        node = {"driver": "raw", "node-name": "d0",
+                "file": {"driver": "file", "filename": disk}}
+        for f in (self.socket, path(name + ".qmp")):
+            if os.path.exists(f):
+                os.unlink(f)
+        self.process = subprocess.Popen(
+            ["qemu-storage-daemon", "--blockdev", json.dumps(node),
+             "--nbd-server", "addr.type=unix,addr.path=" + self.socket,
+             "--export", "type=nbd,id=e0,node-name=d0,name=,writable=on",
+             "--chardev", "socket,id=c,server=on,wait=off,path=" +
+             path(name + ".qmp"), "--monitor", "chardev=c"],
+            stdin=subprocess.DEVNULL)
+        keep(self)
+        wait_for(lambda: os.path.exists(self.socket), name)
+        self.qmp = QMP(path(name + ".qmp"))
+
+    def uri(self):
+        return "nbd+unix:///?socket=" + self.socket
+
+    cpu, stop = Daemon.cpu, Daemon.stop
+
+
+def server_address(daemon):
+    """As QEMU's nbd driver wants it."""
+    if daemon.port:
+        return {"type": "inet", "host": "127.0.0.1", "port": str(daemon.port)}
+    return {"type": "unix", "path": daemon.socket}
 
 
 def timed(argv):

@@ -1,0 +1,162 @@
+#!/usr/bin/python3
+# nbdferry - benchmark: moving a disk while a client writes to it
+# SPDX-License-Identifier: BSD-3-Clause
+"""fio writes 4 KiB at random at a limited rate while the disk moves over TCP on
+loopback: our migration in both copy modes, beside QEMU's mirror to nbdkit's
+file plugin, in turn.  What the writer sees is told apart by time: before, while
+it moves, at the handover (the hold and 50 ms around it), and after it.
+
+usage: bench-live.py [--rounds N] [--size MiB] [--iops N] [--depth N]
+                     [--tools a,b,...]
+"""
+
+import argparse
+import glob
+import random
+import shutil
+
+from ferrybench import *
+
+TOOLS = ["nbdferry", "nbdferry write-blocking", "QEMU mirror",
+         "QEMU write-blocking"]
+
+ap = argparse.ArgumentParser()
+ap.add_argument("--rounds", type=int, default=3)
+ap.add_argument("--size", type=int, default=1024)
+ap.add_argument("--iops", type=int, default=2000)
+ap.add_argument("--depth", type=int, default=8)
+ap.add_argument("--before", type=float, default=1.5)
+ap.add_argument("--after", type=float, default=1)
+ap.add_argument("--tools", default=",".join(TOOLS))
+a = ap.parse_args()
+if not shutil.which("fio"):
+    raise SystemExit("fio is not installed")
+size = a.size * MiB
+
+
+def make_source():
+    rng = random.Random(3)
+    with open(path("src.raw"), "wb") as f:
+        for _ in range(a.size):
+            f.write(rng.randbytes(MiB))
+    return path("src.raw")
+
+
+def writer(uri):
+    for f in glob.glob(path("lat*")):
+        os.unlink(f)
+    p = subprocess.Popen(
+        ["fio", "--name=w", "--ioengine=nbd", "--uri=" + uri,
+         "--rw=randwrite", "--bs=4k", "--size=%d" % size, "--norandommap",
+         "--rate_iops=%d" % a.iops, "--iodepth=%d" % a.depth, "--thread",
+         "--time_based", "--runtime=120", "--write_lat_log=" + path("lat"),
+         "--log_unix_epoch=1", "--disable_slat=1", "--disable_clat=1"],
+        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, cwd=DIR)
+    time.sleep(0.5 + a.before)
+    return p
+
+
+def latencies(p, began, held, ended):
+    """us, by phase; the log's times are ms since 1970."""
+    phase = {"before": [], "during": [], "handover": [], "after": []}
+    time.sleep(a.after)
+    p.send_signal(signal.SIGINT)
+    p.wait(30)
+    for line in open(glob.glob(path("lat_lat*"))[0]):
+        ms, ns = line.split(",")[:2]
+        t, us = int(ms) / 1000, int(ns) / 1000
+        if held - 0.05 <= t <= ended + 0.05:
+            phase["handover"].append(us)
+        elif began - a.before < t < began:
+            phase["before"].append(us)
+        elif began <= t < held:
+            phase["during"].append(us)
+        elif t > ended:
+            phase["after"].append(us)
+    return phase
+
+
+def ferry(mode):
+    dst = warm_file("dst.raw", size)
+    for f in ("src.raw.ferry", "dst.raw.ferry"):
+        shutil.rmtree(path(f), ignore_errors=True)
+    s = Daemon("s", [PLUGIN, "disk=vda=" + src, "control=" + path("s.ctl")])
+    d = Daemon("d", [PLUGIN, "disk=vda=" + dst, "incoming=on"], "tcp")
+    p = writer(s.uri())
+    qmp = QMP(path("s.ctl"))
+    qmp.command("migrate-set-parameters", **{"copy-mode": mode})
+    cpu, began = s.cpu() + d.cpu(), time.time()
+    qmp.command("migrate", uri=d.uri("vda"))
+    held = None
+    while True:
+        status = qmp.event("MIGRATION")["status"]
+        if status == "device":
+            held = time.time()
+        if status in ("completed", "failed"):
+            break
+    ended = time.time()
+    cpu = s.cpu() + d.cpu() - cpu
+    info = qmp.command("query-migrate")
+    if status != "completed":
+        raise RuntimeError(info)
+    lat = latencies(p, began, held, ended)
+    s.stop()
+    d.stop()
+    return ended - began, cpu, info["x-ferry"]["hold-us"] / 1000, lat
+
+
+def mirror(mode):
+    dst = warm_file("dst.raw", size)
+    q, d = Qemu("q", src), Daemon("d", ["file", dst], "tcp")
+    p = writer(q.uri())
+    cpu, began = q.cpu() + d.cpu(), time.time()
+    q.qmp.command("blockdev-add", **{
+        "driver": "raw", "node-name": "t",
+        "file": {"driver": "nbd", "server": server_address(d)}})
+    q.qmp.command("blockdev-mirror", **{
+        "job-id": "m", "device": "d0", "target": "t", "sync": "full",
+        "copy-mode": mode})
+    q.qmp.event("BLOCK_JOB_READY")
+    held = time.time()
+    q.qmp.command("block-job-complete", device="m")
+    q.qmp.event("BLOCK_JOB_COMPLETED")
+    ended = time.time()
+    cpu = q.cpu() + d.cpu() - cpu
+    lat = latencies(p, began, held, ended)
+    q.stop()
+    d.stop()
+    return ended - began, cpu, (ended - held) * 1000, lat
+
+
+RUN = {"nbdferry": lambda: ferry("background"),
+       "nbdferry write-blocking": lambda: ferry("write-blocking"),
+       "QEMU mirror": lambda: mirror("background"),
+       "QEMU write-blocking": lambda: mirror("write-blocking")}
+
+
+def percentile(v, p):
+    return sorted(v)[min(len(v) - 1, int(len(v) * p / 100))] if v else 0.0
+
+
+src, tools = make_source(), a.tools.split(",")
+results = {t: [] for t in tools}
+for i in range(a.rounds):
+    for t in tools if i % 2 == 0 else tools[::-1]:
+        results[t].append(RUN[t]())
+rows, waits = [], []
+for t in tools:
+    v = results[t]
+    rows.append([t] + [med([r[0] for r in v]), min(r[0] for r in v),
+                       max(r[0] for r in v), med([r[1] for r in v]),
+                       med([r[2] for r in v]), max(r[2] for r in v)])
+    idle = med([percentile(r[3]["before"], 99) for r in v])
+    for phase in ("before", "during", "handover", "after"):
+        p99 = med([percentile(r[3][phase], 99) for r in v])
+        waits.append([t, phase, med([percentile(r[3][phase], 50) for r in v]),
+                      p99, p99 / idle, max(max(r[3][phase], default=0)
+                                           for r in v)])
+table("moving %d MiB, %d writes of 4 KiB a second (%d rounds)"
+      % (a.size, a.iops, a.rounds),
+      ["tool", "s", "min", "max", "cpu s", "hold ms", "max"], rows)
+table("what the writer waited, us (medians of the runs' percentiles)",
+      ["tool", "phase", "p50", "p99", "to p99 before", "max"], waits)
