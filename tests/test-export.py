@@ -21,7 +21,9 @@ def export(daemon, name):
 
 
 def nbdinfo(*args):
-    return json.loads(subprocess.check_output(["nbdinfo", "--json", *args]))
+    # Without file(1), what it says of the content is no JSON.
+    return json.loads(subprocess.check_output(
+        ["nbdinfo", "--json", "--no-content", *args]))
 
 
 def refused(*args, says, **kwargs):
