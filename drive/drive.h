@@ -301,7 +301,8 @@ int drive_set_ship (struct drive *d, struct bitmap *ship, struct error *err);
 void drive_drop_ship (struct drive *d);
 
 /* Have writes be told to it, or to nobody: when that returns, whoever still
- * tells the one before has a reference.  Holds nobody back.
+ * tells the one before has a reference.  Holds nobody back, and waits for
+ * nobody if it was so before.
  */
 void drive_set_mirror (struct drive *d, struct drive_mirror *m);
 /* The same for a map that says for a while what was written since; it is

@@ -150,8 +150,11 @@ get_mirror (struct drive *d)
 void
 drive_set_mirror (struct drive *d, struct drive_mirror *m)
 {
-  atomic_store (&d->mirror, m);
-  gate_synchronize (&d->writes);
+  /* Nobody is waited for without need: who is inside may be waiting for a
+   * server, once the disk was handed over.
+   */
+  if (atomic_exchange (&d->mirror, m) != m)
+    gate_synchronize (&d->writes);
 }
 
 /* The mark after, whether the write succeeded or not: it may have landed in

@@ -139,6 +139,20 @@ house_start (struct error *err)
 
 /* ---- ending ---- */
 
+/* What requests wait for may never come, if it is another server's: whoever
+ * waits for those requests would never end.
+ */
+static void
+end_requests (struct drive *d)
+{
+  pthread_mutex_lock (&d->list);
+  if (d->remote)
+    pool_stop (d->remote);
+  pthread_mutex_unlock (&d->list);
+  if (d->disk->ops->hurry)
+    d->disk->ops->hurry (d->disk);
+}
+
 void
 house_shutdown (void)
 {
@@ -156,6 +170,8 @@ house_shutdown (void)
   if (house.plain)
     plain_stop (house.plain);
   pthread_mutex_unlock (&house.lock);
+  for (size_t i = 0; i < house.nr_drives; i++)
+    end_requests (house.drives[i]);
   if (house.control_path)
     qmp_stop ();
   /* No command can begin another migration now. */

@@ -346,6 +346,43 @@ test_shutdown (void **state)
   close_ok (d);
 }
 
+static int
+no_mirror (struct job *job)
+{
+  drive_set_mirror (job->arg, NULL);
+  return 0;
+}
+
+/* A write that hangs holds up nobody who has nothing to change. */
+static void
+test_no_mirror (void **state)
+{
+  struct drive *d = open_ok ("mirror", DISK_SIZE, false);
+  struct drive_mirror mirror = { .on = false };
+  struct job writer, setter;
+
+  drive_set_mirror (d, &mirror);
+  tap_hold (AT);
+  job_start (&writer, one_write, d);
+  tap_wait_held ();
+  job_start (&setter, no_mirror, d);
+  assert_false (job_done_within (&setter, MOMENT));
+  tap_release ();
+  assert_int_equal (job_join (&writer), 0);
+  assert_int_equal (job_join (&setter), 0);
+
+  tap_reset (NULL);
+  tap_hold (AT);
+  job_start (&writer, one_write, d);
+  tap_wait_held ();
+  job_start (&setter, no_mirror, d);
+  assert_true (job_done_within (&setter, LONG / 2));
+  tap_release ();
+  assert_int_equal (job_join (&writer), 0);
+  assert_int_equal (job_join (&setter), 0);
+  close_ok (d);
+}
+
 static void
 test_delay (void **state)
 {
@@ -367,7 +404,8 @@ main (void)
     TEST (test_lost_trim),      TEST (test_failed_requests),
     TEST (test_ship_drains),    TEST (test_what_is_marked),
     TEST (test_not_served),     TEST (test_forward),
-    TEST (test_shutdown),       TEST (test_delay),
+    TEST (test_shutdown),       TEST (test_no_mirror),
+    TEST (test_delay),
   };
 
   return cmocka_run_group_tests (tests, make_dir, remove_dir);
