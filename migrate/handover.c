@@ -475,14 +475,14 @@ outgoing_handover (struct outgoing *o, struct error *err)
   r = hand_over_held (o, err);
   drives_unlock (o->drives, o->nr);
   if (r == -1) {
+    hold_ends (o);
     drives_open (o->drives, o->nr, false);
     mirror_go (o->mirror);
-    hold_ends (o);
     return -1;
   }
   r = finish (o);
-  held = drives_open (o->drives, o->nr, true);
   hold_ends (o);
+  held = drives_open (o->drives, o->nr, true);
   if (r == -1)
     return error_set (err, ESHUTDOWN, "the server ends before the handover "
                       "was acknowledged; it goes on at the next start");
