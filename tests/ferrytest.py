@@ -196,12 +196,20 @@ class QMP:
         wait_for(lambda: os.path.exists(path), path)
         self.socket = socket.socket(socket.AF_UNIX)
         self.socket.settimeout(timeout)
-        self.socket.connect(path)
+        wait_for(lambda: self.connect(path), path)
         self.file = self.socket.makefile("r", encoding="utf-8")
         self.events = collections.deque()
         self.greeting = self.read()
         if negotiate:
             self.command("qmp_capabilities")
+
+    def connect(self, path):
+        """It may be there, and nobody listens yet."""
+        try:
+            self.socket.connect(path)
+        except ConnectionRefusedError:
+            return False
+        return True
 
     def read(self):
         line = self.file.readline()
