@@ -174,17 +174,19 @@ drive_open_store (struct drive *d, bool created, struct journal_record *rec,
     return error_set (err, errno, "flush %s: %m", d->path);
   rec->reasons = reasons_to_json (d);
   journal_boot_id (boot);
-  if (given_up && (was->clean || strcmp (was->boot_id, boot) == 0)) {
+  /* The source must send all of it again, and another one must ask before it
+   * overwrites it.
+   */
+  rec->stale = rec->state != JOURNAL_ACTIVE && (rec->stale || d->touched);
+  if ((given_up || rec->stale != was->stale) &&
+      (was->clean || strcmp (was->boot_id, boot) == 0)) {
     struct journal_record same = *was;
 
     same.reasons = rec->reasons;
+    same.stale = rec->stale;
     if (journal_write (d->journal, &same, err) == -1)
       return -1;
   }
-  /* The source must send all of it again. */
-  if ((rec->state == JOURNAL_INCOMING || rec->state == JOURNAL_PREPARED) &&
-      (d->verdict == TRUST_BROKEN || d->verdict == TRUST_RESIZED))
-    rec->stale = true;
   if (drive_start_log (d, err) == -1 ||
       trust_record (d->disk, d->sidecar, false, &rec->trust, err) == -1)
     return -1;

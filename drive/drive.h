@@ -113,6 +113,8 @@ struct drive {
   struct trust *trust; /* the times of the last writes; NULL: no bitmaps are
                           kept here */
   enum trust_verdict verdict; /* upon the disk as it was found */
+  bool touched;     /* somebody wrote to it, or a write of ours that was under
+                       way at a crash ended late: nobody can say which */
   bool taken_over;  /* by this open */
   bool found_clean; /* closed in good order, and nobody wrote since */
   enum drive_durability durability;

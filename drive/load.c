@@ -368,6 +368,21 @@ forget_boot (const struct drive *d, const struct trust_left *left,
     was->boot_id[0] = '\0';
 }
 
+/* As if nothing had been under way at the crash: bitmaps have all that was, but
+ * what a destination says that it holds does not.
+ */
+static bool
+is_touched (const struct trust_case *c)
+{
+  struct trust_case strict = *c;
+  char why[TRUST_WHY_MAX];
+  enum trust_verdict v;
+
+  strict.left.in_flight = false;
+  v = trust_judge (&strict, why);
+  return v == TRUST_BROKEN || v == TRUST_RESIZED;
+}
+
 int
 drive_load (struct drive *d, bool created, bool *news, struct error *err)
 {
@@ -406,6 +421,7 @@ drive_load (struct drive *d, bool created, bool *news, struct error *err)
   c.no_bitmaps = nr == 0;
   l.failed = c.left.failed;
   d->verdict = trust_judge (&c, l.why);
+  d->touched = is_touched (&c);
   d->found_clean = l.found == QCOW2_CLEAN && l.was->clean &&
                    d->verdict != TRUST_BROKEN && d->verdict != TRUST_RESIZED;
   d->activity = activity_open (log, d->size, err);

@@ -32,6 +32,7 @@ move (struct drive *to, struct drive *from)
   to->journal = from->journal;
   to->trust = from->trust;
   to->verdict = from->verdict;
+  to->touched = from->touched;
   to->found_clean = from->found_clean;
   to->activity = from->activity;
   to->bitmaps = from->bitmaps;

@@ -51,7 +51,7 @@ takeover_record (struct journal_record *rec)
   uuid_new (&rec->session);
   rec->origin = rec->session;
   rec->attempt = 0;
-  rec->acknowledged = false;
+  rec->acknowledged = rec->stale = false;
   rec->coordinator = rec->peer = NULL;
   rec->together = 0;
 }

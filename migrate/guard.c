@@ -25,38 +25,36 @@ is_ours (const struct drive *d, const struct uuid *session,
          const struct uuid *lineage)
 {
   const struct journal_record *rec = journal_get (d->journal);
-  bool touched = d->verdict == TRUST_BROKEN;
 
   switch (rec->state) {
   case JOURNAL_PREPARED: /* the same source asks again, or it was refused */
-    return true;
   case JOURNAL_INCOMING:
     if (uuid_is_zero (&rec->session)) /* nothing has come yet */
       return false;
-    return uuid_equal (&rec->session, session) || !touched;
+    return uuid_equal (&rec->session, session) || !rec->stale;
   case JOURNAL_GONE:
     return rec->acknowledged && uuid_equal (&rec->lineage, lineage) &&
-           !touched;
+           !rec->stale;
   default:
     return false;
   }
 }
 
-/* Nothing that is known is on it, or it may be overwritten. */
-static int
-check_content (struct drive *d, struct error *err)
+int
+guard_look (struct disk *disk, const char *name, const char *where,
+            struct error *err)
 {
   CLEANUP_FREE char *found = NULL;
-  int r = disk_probe (d->disk, &found, err);
+  int r = disk_probe (disk, &found, err);
 
   if (r == 1)
     return error_set (err, EEXIST, "disk '%s' at the destination (%s) bears "
                       "%s; if that may be lost, migrate with --overwrite",
-                      d->name, d->path, found);
+                      name, where, found);
   if (r == -1)
     return error_prefix (err, "disk '%s' at the destination (%s): cannot see "
                          "what is on it; if it may be lost, migrate with "
-                         "--overwrite", d->name, d->path);
+                         "--overwrite", name, where);
   return 0;
 }
 
@@ -71,7 +69,7 @@ guard_check (struct drive *d, const struct uuid *session,
   if (held == -1)
     return error_prefix (err, "disk '%s' at the destination", d->name);
   if (!overwrite && !is_ours (d, session, lineage))
-    r = check_content (d, err);
+    r = guard_look (disk, d->name, d->path, err);
   if (held == 0)
     disk->ops->release (disk);
   return r;

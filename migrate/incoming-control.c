@@ -482,6 +482,7 @@ commit_drive (struct drive *d, const struct uuid *session, uint64_t attempt,
     if (incoming_blobs_publish (d->state_dir, session, err) == -1)
       return -1;
     rec.state = JOURNAL_ACTIVE;
+    rec.stale = false;
     rec.origin = *session;
     rec.generation++;
     if (drive_record (d, &rec, err) == -1)

@@ -57,8 +57,9 @@ struct journal_record {
   uint64_t attempt;
   bool acknowledged;     /* a GONE one's: the other side has said that it is
                             active; until then COMMIT must be repeated */
-  bool stale;            /* an INCOMING one's: what came of the session cannot
-                            be relied upon; somebody wrote to the disk */
+  bool stale;            /* not of an ACTIVE one: somebody wrote to the disk, so
+                            what came of the session, or was left behind, is
+                            not what is there */
   char *coordinator;     /* path of the journal that decides; NULL: this one */
   struct uuid coordinator_lineage; /* a DOUBT one's: how that journal was */
   uint64_t coordinator_generation; /* the same */

@@ -257,6 +257,14 @@ src = Nbdkit("disk=d=src.raw", "control=src.ctl", name="src")
 qmp = QMP("src.ctl")
 
 
+def under_way(path):
+    """As if a write had been under way when the daemon was killed."""
+    with open(path + ".ferry/lastwrite", "rb") as f:
+        page = f.read()
+    slot = len(page) - 64       # the last thread's: when, and how many writes
+    patch(path + ".ferry/lastwrite", slot + 8, struct.pack("<I", 1))
+
+
 def begin_only():
     """Part of the source's disk comes to part.raw; then all stops."""
     sparse("part.raw")
@@ -266,24 +274,54 @@ def begin_only():
                 multifd_channels=1)
     qmp.command("migrate", uri=d.uri().rstrip("/"))
     wait_for(lambda: any(content("part.raw")[:MiB]), "the first data")
+    # Nothing is under way when it is killed: then it is clear who wrote last.
+    qmp.command("migrate-pause")
+    wait_for(lambda: qmp.command("query-migrate")["status"]
+             == "postcopy-paused", "the pause")
+    wait_for(lambda: time.time() - os.stat("part.raw").st_mtime > 0.3,
+             "the last write")
     d.kill()
-    # However the source takes it.
+    return d
+
+
+def give_up():
     qmp.command("migrate-cancel")
     wait_for(lambda: qmp.command("query-migrate")["status"]
              in ("cancelled", "failed"), "the end of the migration")
     qmp.command("migrate-set-parameters", max_bandwidth=0)
-    return d
 
 
 begin_only()
+give_up()
 # ... but not if somebody has made something else of it meanwhile.
 ext4("part.raw")
+under_way("part.raw")           # that it was does not excuse it
 refuse("part.raw", "ext4")
+refuse("part.raw", "ext4")      # and that is not forgotten
 shutil.rmtree("part.raw.ferry")
 refuse("part.raw", "ext4")
 os.unlink("part.raw")
 
+# The very session may go on, but what it has sent is not there any more.
 dst = begin_only()
+patch("part.raw", 0, bytes(SIZE))
+under_way("part.raw")
+dst.start()
+qmp.command("migrate-set-parameters", max_bandwidth=0)
+qmp.command("migrate-recover", uri=dst.uri().rstrip("/"))
+wait_for(lambda: qmp.command("query-migrate")["status"] == "completed",
+         "the migration")
+assert content("part.raw") == content("src.raw")
+src.stop()
+qmp.close()
+dst.stop()
+shutil.rmtree("src.raw.ferry")
+shutil.rmtree("part.raw.ferry")
+src = Nbdkit("disk=d=src.raw", "control=src.ctl", name="src")
+qmp = QMP("src.ctl")
+
+dst = begin_only()
+give_up()
 dst.start()
 run_nbdferry("migrate", "src.ctl", dst.uri().rstrip("/"))
 want = content("src.raw")
@@ -309,3 +347,19 @@ run_nbdferry("migrate", "src.ctl", dst.uri().rstrip("/"), "--overwrite")
 assert content("part.raw") == content("other.raw")
 other.stop()
 dst.stop()
+
+# ---- a server that is not ours is looked at in the same way ----
+
+ext4(sparse("plain.raw"))
+make_disk("plain-src.raw", SIZE, seed=4)
+server = Nbdkit("plain.raw", plugin="file", name="plain")
+before = content("plain.raw")
+p = run_nbdferry("migrate", "plain-src.raw", server.uri(), "--data-only",
+                 check=False)
+print(p.stderr)
+assert p.returncode == 1 and "bears an ext4 file system" in p.stderr, p
+assert content("plain.raw") == before
+run_nbdferry("migrate", "plain-src.raw", server.uri(), "--data-only",
+             "--overwrite")
+server.stop()
+assert content("plain.raw") == content("plain-src.raw")
