@@ -15,6 +15,12 @@ int guard_check (struct drive *d, const struct uuid *session,
                  const struct uuid *lineage, bool overwrite,
                  struct error *err);
 
+/* Is something recognised on a disk?  Then -1 with what it is; 'name' and
+ * 'where' are for the message.
+ */
+int guard_look (struct disk *disk, const char *name, const char *where,
+                struct error *err);
+
 /* Data is about to come: from here on nobody may mount the disk or the like.
  * Control held.
  */

@@ -60,7 +60,6 @@ struct plain {
   struct migrate_info info;
   uint64_t started_ns, ended_ns; /* 0: not yet */
   bool cancelled;
-  bool connected;        /* the targets may be stopped */
   bool holding;          /* writes wait: the bandwidth is not limited */
   bool failed;           /* and 'err' says why */
   struct error err;

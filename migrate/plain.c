@@ -14,6 +14,7 @@
 
 #include "cleanup.h"
 #include "clock.h"
+#include "guard.h"
 #include "log.h"
 #include "plain-impl.h"
 #include "remote.h"
@@ -89,9 +90,16 @@ open_target (struct plain *p, struct plain_disk *d, struct error *err)
                                 .patience_ms = PATIENCE_MS,
                                 .stop = &p->stop };
 
-  d->target = remote_open (d->uri, &opt, err);
-  if (d->target == NULL)
+  struct disk *target = remote_open (d->uri, &opt, err);
+
+  if (target == NULL)
     return -1;
+  /* From here on plain_stop can reach it. */
+  pthread_mutex_lock (&p->lock);
+  d->target = target;
+  pthread_mutex_unlock (&p->lock);
+  if (stop_wait (&p->stop, 0))
+    return error_set (err, ECANCELED, "cancelled");
   if (d->target->readonly)
     return error_set (err, EROFS, "%s: the server gives it for reading only",
                       d->uri);
@@ -103,7 +111,9 @@ open_target (struct plain *p, struct plain_disk *d, struct error *err)
     log_message ("%s: is larger than disk '%s'; what lies beyond its %" PRIu64
                  " bytes stays as it is", d->uri, d->drive->name,
                  d->drive->size);
-  return 0;
+  if (p->params.overwrite)
+    return 0;
+  return guard_look (d->target, d->drive->name, d->uri, err);
 }
 
 static int
@@ -118,7 +128,6 @@ setup (struct plain *p, struct error *err)
     if (drive_set_ship (p->disks[i].drive, p->disks[i].ship, err) == -1)
       return -1;
   pthread_mutex_lock (&p->lock);
-  p->connected = true;
   p->info.setup_ms = (now_ns () - p->started_ns) / NS_PER_MS;
   pthread_mutex_unlock (&p->lock);
   return stop_wait (&p->stop, 0) ? error_set (err, ECANCELED, "cancelled") : 0;
@@ -277,13 +286,15 @@ run_with_workers (struct plain *p, struct error *err)
 static void
 disconnect (struct plain *p)
 {
-  pthread_mutex_lock (&p->lock);
-  p->connected = false;
-  pthread_mutex_unlock (&p->lock);
   for (size_t i = 0; i < p->nr; i++) {
-    if (p->disks[i].target)
-      p->disks[i].target->ops->close (p->disks[i].target);
+    struct disk *target;
+
+    pthread_mutex_lock (&p->lock);
+    target = p->disks[i].target;
     p->disks[i].target = NULL;
+    pthread_mutex_unlock (&p->lock);
+    if (target)
+      target->ops->close (target);
   }
 }
 
@@ -463,8 +474,9 @@ plain_stop (struct plain *p)
 
   stop_throw (&p->stop);
   pacer_stop (&p->pacer);
-  for (size_t i = 0; p->connected && i < p->nr; i++)
-    remote_stop (p->disks[i].target);
+  for (size_t i = 0; i < p->nr; i++)
+    if (p->disks[i].target)
+      remote_stop (p->disks[i].target);
 }
 
 void
