@@ -135,7 +135,14 @@ int
 scratch_read (struct scratch *s, uint32_t slot, uint32_t skip, void *buf,
               size_t len)
 {
-  return full_pread (s->fd, buf, len, (uint64_t) slot * s->slot_size + skip);
+  ssize_t r = full_pread (s->fd, buf, len,
+                          (uint64_t) slot * s->slot_size + skip);
+
+  if (r >= 0 && (size_t) r < len) {
+    errno = EIO; /* it was dropped */
+    return -1;
+  }
+  return r == -1 ? -1 : 0;
 }
 
 void

@@ -72,6 +72,10 @@ t = daemon.connect("tiny")
 was = t.pread(512, 0)
 t.pwrite(b"x" * 512, 0)
 assert read_all(daemon.uri(b["export"])) == was
+# What was put aside is read to the byte.
+v = daemon.connect(b["export"])
+assert [v.pread(1, at) for at in (0, 511)] == [was[:1], was[511:]]
+v.shutdown()
 end(qmp, b)
 t.shutdown()
 t = daemon.connect("big")
