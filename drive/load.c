@@ -274,12 +274,13 @@ rewrite_list (struct drive *d, struct error *err)
 
 /* Another program may have cleared bits, or made a bitmap anew under the same
  * name: then points mean nothing.  The same if we were killed when we had found
- * that, before it was noted.
+ * that, before it was noted.  And a disk that was taken over is another one, of
+ * a new lineage: what builds upon a point of the old one could not be restored.
  */
 static bool
 may_lack_points (const struct load *l)
 {
-  return l->created || l->found == QCOW2_CREATED ||
+  return l->created || l->drive->taken_over || l->found == QCOW2_CREATED ||
          l->found == QCOW2_FOREIGN ||
          (l->found != QCOW2_CLEAN && l->was->clean);
 }

@@ -105,6 +105,8 @@ class Stuck:
         for d in disks:
             qmp.command("block-dirty-bitmap-add", node=d, name="b",
                         persistent=True, granularity=4096)
+            run_nbdferry("backup", self.tag + "-src.ctl", "--node", d,
+                         "--bitmap", "b", self.path("full", d))
             self.writers[d] = LoggingWriter(self.src.uri(d), self.models[d])
             settle(self.writers[d], 20)
         for w in self.writers.values():
@@ -217,6 +219,10 @@ t.check("src", "d")
 t.src.args += ("incoming=on",)
 t.src.start()
 assert t.status("src")["d"]["mode"] == "active"
+# What builds upon a backup of the old lineage could not be restored.
+p = run_nbdferry("backup", "%s-src.ctl" % t.tag, "no.nbf", "--bitmap", "b",
+                 "--incremental", check=False)
+assert p.returncode == 1 and "knows of no earlier backup" in p.stderr, p
 h = t.src.connect("d")
 h.pwrite(b"n" * 512, 1024)
 t.models["d"].set(1024, b"n" * 512)
@@ -295,8 +301,10 @@ for side in "src", "dst":
     for x in b, c:
         for name in os.listdir(x + ".before"):
             # In place: another inode is another sidecar to the trust rule.
+            path = "%s.ferry/%s" % (x, name)
+            mode = "r+b" if os.path.exists(path) else "wb"
             with open("%s.before/%s" % (x, name), "rb") as f, \
-                    open("%s.ferry/%s" % (x, name), "r+b") as to:
+                    open(path, mode) as to:
                 to.truncate()
                 to.write(f.read())
     first = record(a)
