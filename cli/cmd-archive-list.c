@@ -157,12 +157,16 @@ compare (const void *a, const void *b)
 /* ---- showing them ---- */
 
 static const struct entry *
-find_point (const struct list *l, const struct uuid *point)
+find_parent (const struct list *l, const struct entry *e)
 {
-  for (size_t i = 0; i < l->nr; i++)
-    if (l->entries[i].complete &&
-        uuid_equal (&l->entries[i].head.point, point))
-      return &l->entries[i];
+  for (size_t i = 0; i < l->nr; i++) {
+    const struct entry *p = &l->entries[i];
+
+    /* Several disks may have been backed up at one point. */
+    if (p->complete && uuid_equal (&p->head.point, &e->head.parent) &&
+        uuid_equal (&p->head.lineage, &e->head.lineage))
+      return p;
+  }
   return NULL;
 }
 
@@ -177,7 +181,7 @@ base (const char *path)
 static void
 add_row (struct table *t, const struct list *l, const struct entry *e)
 {
-  const struct entry *parent = find_point (l, &e->head.parent);
+  const struct entry *parent = find_parent (l, e);
   char time[TIME_TEXT], size[SIZE_TEXT], bytes[SIZE_TEXT], point[UUID_TEXT];
 
   table_add (t, e->path);
@@ -219,7 +223,7 @@ print_list_json (const struct list *l)
 
   for (size_t i = 0; i < l->nr; i++) {
     const struct entry *e = &l->entries[i];
-    const struct entry *parent = find_point (l, &e->head.parent);
+    const struct entry *parent = find_parent (l, e);
     json_t *json = archive_json (e->path, &e->head,
                                  e->complete ? &e->totals : NULL);
 

@@ -156,6 +156,12 @@ def two_disks_at_one_instant():
                     numbers[a["disk"]] = int.from_bytes(f.read(8), "big")
                 os.unlink("r.raw")
             assert numbers["b"] <= numbers["a"] <= numbers["b"] + 1, numbers
+        # They have their points in common, but not what builds upon what.
+        for a in json.loads(run_nbdferry("archive", "list", "--json",
+                                         *chains["a"], *chains["b"]).stdout):
+            chain = chains[a["disk"]]
+            i = chain.index(a["file"])
+            assert a.get("builds-upon") == (chain[i - 1] if i else None), a
     finally:
         ending.set()
         thread.join(20)
