@@ -24,6 +24,7 @@
 #include "view-impl.h"
 
 #define BATCH 32 /* granules */
+#define HOLE_MIN UINT64_C (16) /* granules; of less, holes are just read */
 
 /* With 'slow': once half of the space is used each write that needs some waits,
  * the longer the less is left; when there is none, up to WAIT_LONGEST, and
@@ -42,6 +43,8 @@ is_needed (const struct view *v, uint64_t granule)
   struct range run;
   uint64_t start = granule << v->shift;
 
+  if (is_released (v, granule))
+    return false;
   /* Until it is known what is in the backup, everything may be. */
   if (!v->opt.needed || v->frozen == NULL || !atomic_load (&v->ready))
     return true;
@@ -100,16 +103,57 @@ take_out (struct view_shard *shard, struct copying *mine)
   pthread_cond_broadcast (&shard->done);
 }
 
+/* What was kept of that granule can go. */
+static void
+forget (struct view *v, uint64_t granule)
+{
+  uint32_t was = atomic_exchange (&v->place[granule], PLACE_LOST);
+
+  if (was >= PLACE_SLOT)
+    scratch_give_back (v->scratch, was - PLACE_SLOT);
+}
+
 static void
 settle (struct view *v, uint64_t granule, uint32_t place)
 {
   uint32_t was = PLACE_DISK;
 
-  /* It may have been released meanwhile. */
+  /* It may have been found to be zeros meanwhile. */
   if (!atomic_compare_exchange_strong (&v->place[granule], &was, place) &&
       place >= PLACE_SLOT)
     scratch_give_back (v->scratch, place - PLACE_SLOT);
   bitmap_set (v->settled, granule << v->shift, granule_len (v, granule));
+  /* Or released: then who did that has seen it settled, or we see that. */
+  atomic_thread_fence (memory_order_seq_cst);
+  if (place != PLACE_LOST && is_released (v, granule))
+    forget (v, granule);
+}
+
+/* What is a hole from 'start' on need not be read, so that a guest can discard
+ * terabytes.  Returns where it ends, or 'start' itself.
+ *
+ * Nothing is locked: the disk was asked before a place changes from PLACE_DISK
+ * here, and until that has changed nobody has written there.
+ */
+static uint64_t
+settle_hole (struct view *v, uint64_t start, uint64_t end)
+{
+  struct disk *disk = v->opt.drive->disk;
+  uint64_t g = start >> v->shift;
+
+  start = g << v->shift;
+  if (!disk->can_extents || disk->ops->next_data == NULL ||
+      disk->ops->next_data (disk, start, end, &end) == -1)
+    return start;
+  for (; g < v->nr && (g << v->shift) + granule_len (v, g) <= end; g++) {
+    uint32_t was = PLACE_DISK;
+
+    atomic_compare_exchange_strong (&v->place[g], &was, PLACE_ZERO);
+  }
+  end = g < v->nr ? g << v->shift : v->size;
+  if (end > start)
+    bitmap_set (v->settled, start, end - start);
+  return end;
 }
 
 /* See to it that this granule can be overwritten. */
@@ -198,6 +242,14 @@ view_before (struct write_hook *h, uint64_t offset, uint64_t len,
 
     if (wait > 0)
       return wait;
+    if (run.end - run.start >= HOLE_MIN << v->shift) {
+      uint64_t hole_end = settle_hole (v, run.start, run.end);
+
+      if (hole_end > run.start) {
+        at = hole_end;
+        continue;
+      }
+    }
     if (copied++ == BATCH)
       return 0;
     if (copy_aside (v, run.start >> v->shift) == FULL)
@@ -213,17 +265,24 @@ void
 view_release (struct view *v, uint64_t offset, uint64_t len)
 {
   const uint64_t size = UINT64_C (1) << v->shift;
-  uint64_t g, end;
+  uint64_t start, end;
+  struct range run;
 
   if (offset >= v->size)
     return;
   end = len < v->size - offset ? offset + len : v->size;
-  g = (offset + size - 1) >> v->shift;
-  for (; g < v->nr && (g << v->shift) + granule_len (v, g) <= end; g++) {
-    uint32_t was = atomic_exchange (&v->place[g], PLACE_LOST);
-
-    bitmap_set (v->settled, g << v->shift, granule_len (v, g));
-    if (was >= PLACE_SLOT)
-      scratch_give_back (v->scratch, was - PLACE_SLOT);
-  }
+  start = (offset + size - 1) >> v->shift << v->shift;
+  if (end < v->size)
+    end = end >> v->shift << v->shift;
+  if (start >= end)
+    return;
+  bitmap_set (v->released, start, end - start);
+  atomic_thread_fence (memory_order_seq_cst);
+  /* Only what has left the disk is looked at: there may be 2^28 granules. */
+  for (uint64_t at = start; bitmap_next_dirty (v->settled, at, end, &run);
+       at = run.end)
+    for (uint64_t g = run.start >> v->shift; g << v->shift < run.end; g++)
+      if (atomic_load (&v->place[g]) != PLACE_DISK)
+        forget (v, g);
+  bitmap_set (v->settled, start, end - start);
 }

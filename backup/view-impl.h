@@ -54,9 +54,13 @@ struct view {
 
   /* Where each granule is; changes once, from PLACE_DISK, and then at most to
    * PLACE_LOST.  'settled' has the granules that have changed: set after.
+   * 'released' has those that nobody will read again: they count as
+   * PLACE_LOST.  Theirs is set before 'settled', and most places of a large
+   * disk need never be touched.
    */
   _Atomic (uint32_t) *place;
   struct bitmap *settled;
+  struct bitmap *released;
   struct view_shard shard[VIEW_SHARDS];
 
   pthread_mutex_t lock; /* protects what follows; a leaf */
@@ -75,6 +79,21 @@ granule_len (const struct view *v, uint64_t granule)
   uint64_t start = granule << v->shift, len = UINT64_C (1) << v->shift;
 
   return v->size - start < len ? v->size - start : len;
+}
+
+static inline bool
+is_released (const struct view *v, uint64_t granule)
+{
+  return bitmap_test (v->released, granule << v->shift);
+}
+
+/* Where a reader finds it. */
+static inline uint32_t
+place_of (const struct view *v, uint64_t granule)
+{
+  uint32_t place = atomic_load (&v->place[granule]);
+
+  return place == PLACE_DISK && is_released (v, granule) ? PLACE_LOST : place;
 }
 
 #endif /* FERRY_VIEW_IMPL_H */

@@ -60,7 +60,7 @@ read_place (struct view *v, uint32_t place, void *buf, size_t count,
   atomic_thread_fence (memory_order_seq_cst);
   if (atomic_load (&v->over))
     return failed (v, err);
-  if (atomic_load (&v->place[granule]) != place)
+  if (place_of (v, granule) != place)
     return 1;
   return r;
 }
@@ -70,7 +70,7 @@ static uint32_t
 run_of_disk (struct view *v, uint64_t offset, size_t *count)
 {
   uint64_t next = ((offset >> v->shift) + 1) << v->shift;
-  uint32_t place = atomic_load (&v->place[offset >> v->shift]);
+  uint32_t place = place_of (v, offset >> v->shift);
 
   if (next - offset < *count)
     *count = next - offset;
@@ -106,15 +106,16 @@ static void
 settled_extent (struct view *v, uint64_t end, struct extent *ext)
 {
   uint64_t g = ext->start >> v->shift, at = ext->start;
-  const bool zero = atomic_load (&v->place[g]) == PLACE_ZERO;
+  const bool zero = place_of (v, g) == PLACE_ZERO;
+  uint32_t place;
   unsigned n = 0;
 
   do {
     at = (g << v->shift) + granule_len (v, g);
     g++;
   } while (at < end && n++ < LONGEST_RUN &&
-           atomic_load (&v->place[g]) != PLACE_DISK &&
-           (atomic_load (&v->place[g]) == PLACE_ZERO) == zero);
+           (place = place_of (v, g)) != PLACE_DISK &&
+           (place == PLACE_ZERO) == zero);
   ext->end = at < end ? at : end;
   ext->type = zero ? EXTENT_ZERO : EXTENT_DATA;
 }
@@ -127,8 +128,11 @@ disk_extent (struct view *v, uint64_t end, struct extent *ext,
   const uint64_t start = ext->start;
   struct range run;
 
-  if (bitmap_next_dirty (v->settled, start, end, &run))
+  if (bitmap_next_dirty (v->settled, start, end, &run)) {
+    if (run.start == start)
+      return 1; /* since its place was looked at */
     end = run.start;
+  }
   if (v->opt.drive->disk->can_extents) {
     if (drive_extent (v->opt.drive, start, end, ext) == -1)
       return error_set (err, errno, "map %s: %m", v->opt.drive->path);
@@ -166,7 +170,7 @@ view_extent (struct view *v, uint64_t offset, uint64_t end,
     r = 0;
     if (atomic_load (&v->over))
       return failed (v, err);
-    if (atomic_load (&v->place[offset >> v->shift]) != PLACE_DISK)
+    if (place_of (v, offset >> v->shift) != PLACE_DISK)
       settled_extent (v, end, ext);
     else
       r = disk_extent (v, end, ext, err);

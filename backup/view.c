@@ -83,6 +83,7 @@ view_unref (struct view *v)
   if (v->place)
     munmap (v->place, places_len (v));
   bitmap_free (v->settled);
+  bitmap_free (v->released);
   bitmap_free (v->frozen);
   bitmap_free (v->fresh);
   scratch_close (v->scratch);
@@ -175,7 +176,8 @@ make_maps (struct view *v, const struct named_bitmap *nb, struct error *err)
     v->shift++;
   v->nr = bitmap_bits_for (v->size, v->shift);
   v->settled = bitmap_new (v->size, v->shift, err);
-  if (v->settled == NULL)
+  v->released = bitmap_new (v->size, v->shift, err);
+  if (v->settled == NULL || v->released == NULL)
     return -1;
   if (nb && !v->opt.full) {
     v->frozen = bitmap_new (v->size, nb->shift, err);

@@ -30,6 +30,12 @@ model = Model(SIZE, read_all(daemon.uri("a")))
 h = daemon.connect("a")
 
 
+def resident():
+    """Bytes of memory of the daemon."""
+    with open("/proc/%d/statm" % daemon.process.pid) as f:
+        return int(f.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
 def write(offset, length=512):
     data = os.urandom(length)
     h.pwrite(data, offset)
@@ -91,6 +97,14 @@ assert status_ranges(v, "base:allocation", lambda f: not f & HOLE) == [
     (5 << 40, (5 << 40) + 512)]
 assert v.pread(512, 5 << 40) == b"x" * 512
 assert v.pread(512, 4 << 40) == bytes(512)
+# To be done with most of it takes no memory for each granule.
+before = resident()
+t.pwrite(b"z" * 512, 3 << 40)
+qmp.command("x-ferry-backup-release", node="big", id=b["id"], offset=0,
+            length=5 << 40)
+refused("Input/output error", v.pread, 512, 3 << 40)
+refused("Input/output error", v.pread, 512, 2 << 40)
+assert resident() - before < 200 << 20, (before, resident())
 v.shutdown()
 end(qmp, b)
 t.shutdown()
