@@ -63,6 +63,20 @@ def wait_for(condition, what, timeout=TIMEOUT):
         time.sleep(0.005)
 
 
+def is_served(path):
+    """Does anybody listen on that Unix socket, as it was given to him?  It is
+    to be seen before that, and some servers end with their first client."""
+    if not os.path.exists(path):
+        return False
+    with open("/proc/net/unix", errors="replace") as f:
+        for line in f:
+            fields = line.split(None, 7)
+            if (fields[-1].strip().endswith(path)
+                    and int(fields[3], 16) & 0x10000):
+                return True
+    return False
+
+
 def free_port():
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
@@ -196,20 +210,12 @@ class QMP:
         wait_for(lambda: os.path.exists(path), path)
         self.socket = socket.socket(socket.AF_UNIX)
         self.socket.settimeout(timeout)
-        wait_for(lambda: self.connect(path), path)
+        self.socket.connect(path)
         self.file = self.socket.makefile("r", encoding="utf-8")
         self.events = collections.deque()
         self.greeting = self.read()
         if negotiate:
             self.command("qmp_capabilities")
-
-    def connect(self, path):
-        """It may be there, and nobody listens yet."""
-        try:
-            self.socket.connect(path)
-        except ConnectionRefusedError:
-            return False
-        return True
 
     def read(self):
         line = self.file.readline()

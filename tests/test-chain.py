@@ -20,7 +20,7 @@ def qcow2_server():
                     str(SIZE)], check=True)
     p = subprocess.Popen(["qemu-nbd", "-f", "qcow2", "-t", "-e", "8", "-k",
                           os.path.abspath("qcow2.sock"), "out.qcow2"])
-    wait_for(lambda: os.path.exists("qcow2.sock"), "qemu-nbd")
+    wait_for(lambda: is_served("qcow2.sock"), "qemu-nbd")
     return p, "nbd+unix:///?socket=" + os.path.abspath("qcow2.sock")
 
 

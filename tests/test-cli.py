@@ -24,7 +24,7 @@ import time
 import unicodedata
 import unittest
 
-from ferrytest import NBDFERRY, TMPDIR, wait_for
+from ferrytest import NBDFERRY, TMPDIR, is_served, wait_for
 
 GREETING = {"QMP": {"version": {"qemu": {"major": 7, "minor": 2, "micro": 0},
                                 "package": ""}, "capabilities": []}}
@@ -761,7 +761,7 @@ class Qemu(Case):
             "--monitor", "chardev=c", "--blockdev",
             "driver=qcow2,node-name=vda,file.driver=file,file.filename="
             + image])
-        wait_for(lambda: os.path.exists(self.path), self.path)
+        wait_for(lambda: is_served(self.path), self.path)
 
     def tearDown(self):
         self.daemon.terminate()

@@ -15,7 +15,7 @@ import subprocess
 import time
 
 from ferrytest import (Model, Nbdkit, QMP, TMPDIR, bitmap_ranges, compare,
-                       qemu_img_check, requires, wait_for)
+                       is_served, qemu_img_check, requires, wait_for)
 from migratetest import LoggingWriter, granules
 
 requires("nbdkit", "qemu-img", "qemu-io", "qemu-nbd", "qemu-storage-daemon")
@@ -145,8 +145,8 @@ class StorageDaemon:
              "--export", "type=nbd,id=e,node-name=n,writable=on,name=",
              "--chardev", "socket,id=c,path=%s,server=on,wait=off" % control,
              "--monitor", "chardev=c"])
-        wait_for(lambda: os.path.exists(self.socket) and
-                 os.path.exists(control), "qemu-storage-daemon")
+        wait_for(lambda: is_served(self.socket) and is_served(control),
+                 "qemu-storage-daemon")
         self.uri = "nbd+unix:///?socket=" + self.socket
         self.qmp, self.control = QMP(control), control
 

@@ -13,7 +13,8 @@ import os
 import random
 import subprocess
 
-from ferrytest import Nbdkit, QMP, TMPDIR, connect, requires, wait_for
+from ferrytest import (Nbdkit, QMP, TMPDIR, connect, is_served, requires,
+                       wait_for)
 
 requires("nbdkit", "qemu-storage-daemon", "qemu-img")
 SIZE, SMALL = 64 << 20, 32 << 20
@@ -317,7 +318,7 @@ def test_transaction(pair):
 
 qsd = start_qsd()
 try:
-    wait_for(lambda: os.path.exists(THEIRS), "qemu-storage-daemon")
+    wait_for(lambda: is_served(THEIRS), "qemu-storage-daemon")
     server = Nbdkit("disk=vda=a.raw", "size=%d" % SIZE, "disk=vdb=b.raw",
                     "size=%d" % SMALL, "control=" + OURS)
     pair = Pair()

@@ -193,7 +193,7 @@ class Sync(unittest.TestCase):
         q = subprocess.Popen(["qemu-nbd", "-f", "qcow2", "-k", path, "-x", "",
                               "--persistent", "--shared=8", "q.qcow2"])
         try:
-            wait_for(lambda: os.path.exists(path), "qemu-nbd")
+            wait_for(lambda: is_served(path), "qemu-nbd")
             quri = "nbd+unix:///?socket=" + path
             self.sync(standby=quri, bitmap="d")
             self.write(7 * MiB + 512, MiB)

@@ -290,7 +290,7 @@ for side in "src", "dst":
         q = subprocess.Popen(
             ["qemu-nbd", "-f", "raw", "-k",
              os.path.join(TMPDIR, "q%s.sock" % side), "-t", c])
-        wait_for(lambda: os.path.exists("q%s.sock" % side), "qemu-nbd")
+        wait_for(lambda: is_served("q%s.sock" % side), "qemu-nbd")
         refused(a, b, c, "--yes", says=["in use by another process"])
         q.terminate()
         q.wait()

@@ -136,7 +136,7 @@ class Verify(unittest.TestCase):
                               socket_path, "--persistent", "--shared=8",
                               "b.raw"])
         try:
-            wait_for(lambda: os.path.exists(socket_path), "qemu-nbd")
+            wait_for(lambda: is_served(socket_path), "qemu-nbd")
             uri = "nbd+unix:///q?socket=" + socket_path
             r = verify_json(uri, ours.uri("vda"), status=0)
             self.assertEqual(r["a"]["read-as"], "data")
