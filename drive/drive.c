@@ -275,6 +275,7 @@ drive_alloc (const struct drive_options *opt, struct error *err)
   d->clearing_fd = -1;
   gate_init (&d->writes);
   gate_init (&d->reads);
+  throttle_init (&d->throttle);
   pthread_mutex_init (&d->control, NULL);
   pthread_mutex_init (&d->list, NULL);
   d->durability = opt->durability;
@@ -449,6 +450,7 @@ drive_shutdown (struct drive *d, struct error *err)
 
   gate_stop (&d->writes);
   gate_stop (&d->reads);
+  throttle_stop (&d->throttle);
   if (d->disk->ops->hurry)
     d->disk->ops->hurry (d->disk);
   keeper_stop (d);
@@ -501,6 +503,7 @@ drive_free (struct drive *d)
   pthread_mutex_destroy (&d->list);
   gate_destroy (&d->writes);
   gate_destroy (&d->reads);
+  throttle_destroy (&d->throttle);
   free (d->sidecar);
   free (d->data_file);
   free (d->name);

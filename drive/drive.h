@@ -25,6 +25,7 @@
 #include "disk.h"
 #include "error.h"
 #include "gate.h"
+#include "throttle.h"
 #include "hook.h"
 #include "journal.h"
 #include "qcow2.h"
@@ -128,8 +129,7 @@ struct drive {
                             destination that nobody uses (drive_resize) */
   struct disk *remote;   /* of DRIVE_FORWARD, like 'mode' */
   _Atomic (struct drive_mirror *) mirror; /* or NULL; see drive_set_mirror */
-  atomic_uint_fast64_t delay_ns; /* each write waits that long; relaxed: a
-                                    stale value slows one write more or less */
+  struct throttle throttle; /* has its own lock */
 
   /* What is marked in persistent bitmaps does not reach the sidecar any more,
    * and so writes fail, for good.  Set before the first mark that is lost can

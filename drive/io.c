@@ -102,16 +102,34 @@ enter_hooked (struct drive *d, uint64_t offset, uint64_t len)
   }
 }
 
+/* What a write costs who must send it: whole chunks; zeros are sent as such,
+ * but what they leave is counted like data.
+ */
+#define COST_UNIT UINT64_C (4096)
+#define ZERO_COST (UINT64_C (1) << 20)
+
+static uint64_t
+cost_of (uint64_t offset, uint64_t len)
+{
+  return ((offset + len + COST_UNIT - 1) & ~(COST_UNIT - 1)) -
+         (offset & ~(COST_UNIT - 1));
+}
+
+static uint64_t
+cost_of_zeros (uint64_t offset, uint64_t len)
+{
+  uint64_t cost = cost_of (offset, len);
+
+  return cost < ZERO_COST ? cost : ZERO_COST;
+}
+
 /* The mark before.  Returns the gate's token, or -1 with errno. */
 static int
-begin_write (struct drive *d, uint64_t offset, uint64_t len)
+begin_write (struct drive *d, uint64_t offset, uint64_t len, uint64_t cost)
 {
-  uint64_t delay =
-    atomic_load_explicit (&d->delay_ns, memory_order_relaxed);
   int token;
 
-  if (delay > 0)
-    gate_delay (&d->writes, delay);
+  throttle_wait (&d->throttle, cost);
   token = enter_hooked (d, offset, len);
   if (token == -1)
     return -1;
@@ -200,7 +218,7 @@ int
 drive_pwrite (struct drive *d, const void *buf, size_t count,
               uint64_t offset, unsigned flags)
 {
-  int token = begin_write (d, offset, count);
+  int token = begin_write (d, offset, count, cost_of (offset, count));
   struct disk *t;
   int r;
 
@@ -214,7 +232,7 @@ drive_pwrite (struct drive *d, const void *buf, size_t count,
 int
 drive_zero (struct drive *d, uint64_t len, uint64_t offset, unsigned flags)
 {
-  int token = begin_write (d, offset, len);
+  int token = begin_write (d, offset, len, cost_of_zeros (offset, len));
   struct disk *t;
   int r;
 
@@ -228,7 +246,7 @@ drive_zero (struct drive *d, uint64_t len, uint64_t offset, unsigned flags)
 int
 drive_trim (struct drive *d, uint64_t len, uint64_t offset, unsigned flags)
 {
-  int token = begin_write (d, offset, len);
+  int token = begin_write (d, offset, len, cost_of_zeros (offset, len));
   struct disk *t;
   int r;
 

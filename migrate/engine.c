@@ -20,6 +20,7 @@
 
 /* Bytes that say how fast the link is. */
 #define RATE_SAMPLE (4 << 20)
+#define RATE_DECAY  32
 
 /* So long after an urgent packet others are kept small, so that the next one
  * waits about that long; but not smaller than that.
@@ -58,14 +59,18 @@ struct engine {
   struct buffer **empty;   /* stack */
   unsigned nr_empty;
   struct queue ordinary, urgent;
-  unsigned urgent_wanted; /* who waits for an empty buffer for such */
+  unsigned urgent_wanted, ordinary_wanted; /* who waits for an empty buffer for
+                                              such */
+  bool urgent_got;        /* the last buffer was taken for an urgent one */
   bool urgent_last;       /* the last one that was sent was urgent */
   uint64_t urgent_at;     /* ns: when one was wanted last; 0: never */
   uint64_t next_number;
   uint64_t rtt;            /* ns; 0: not known */
   struct engine_work work; /* since the start, but for what goes on now */
   struct engine_work seen; /* when the rate was measured last */
-  uint64_t rate;           /* bytes a second, then; 0: not known */
+  uint64_t rate;           /* bytes a second, then; 0: not known.  It falls
+                              slowly: packets may have been small, not the
+                              link slow */
   unsigned on_wire;        /* packets */
   uint64_t busy_since;     /* ns, while on_wire > 0 */
   uint64_t deadline;  /* ns, of what is sent from now on; 0: none */
@@ -140,6 +145,7 @@ end_sending (struct engine *e, size_t len)
 {
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&e->lock);
   struct engine_work w;
+  uint64_t rate;
 
   e->work.bytes += len + NBD_HEADER;
   if (--e->on_wire == 0)
@@ -147,8 +153,11 @@ end_sending (struct engine *e, size_t len)
   if (e->work.bytes - e->seen.bytes < RATE_SAMPLE)
     return;
   count_busy (e, &w);
-  e->rate = (double) (w.bytes - e->seen.bytes) * NS_PER_S /
-            (w.busy_ns - e->seen.busy_ns + 1);
+  rate = (double) (w.bytes - e->seen.bytes) * NS_PER_S /
+         (w.busy_ns - e->seen.busy_ns + 1);
+  e->rate -= e->rate / RATE_DECAY;
+  if (rate > e->rate)
+    e->rate = rate;
   e->seen = w;
 }
 
@@ -289,7 +298,22 @@ take_empty (struct engine *e, bool urgent)
   b->cargo = NULL;
   b->urgent = urgent;
   b->room = choose_room (e);
+  e->urgent_got = urgent;
+  /* Whose turn it is may have changed. */
+  if (e->nr_empty > 0 && e->urgent_wanted + e->ordinary_wanted > 0)
+    pthread_cond_broadcast (&e->can_fill);
   return b;
+}
+
+/* Is there one for this kind?  While both are wanted they take turns.  Lock
+ * held.
+ */
+static bool
+may_take (const struct engine *e, bool urgent)
+{
+  unsigned others = urgent ? e->ordinary_wanted : e->urgent_wanted;
+
+  return e->nr_empty > 0 && (others == 0 || e->urgent_got != urgent);
 }
 
 struct buffer *
@@ -297,8 +321,10 @@ engine_get (struct engine *e)
 {
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&e->lock);
 
-  while (e->nr_empty <= e->urgent_wanted && !e->failed)
+  e->ordinary_wanted++;
+  while (!may_take (e, false) && !e->failed)
     pthread_cond_wait (&e->can_fill, &e->lock);
+  e->ordinary_wanted--;
   return e->failed ? NULL : take_empty (e, false);
 }
 
@@ -309,7 +335,7 @@ engine_get_urgent (struct engine *e)
 
   e->urgent_at = now_ns ();
   e->urgent_wanted++;
-  while (e->nr_empty == 0 && !e->failed)
+  while (!may_take (e, true) && !e->failed)
     pthread_cond_wait (&e->can_fill, &e->lock);
   e->urgent_wanted--;
   return e->failed ? NULL : take_empty (e, true);

@@ -284,6 +284,24 @@ by_start (const void *a, const void *b)
   return x->start < y->start ? -1 : x->start > y->start;
 }
 
+/* Only those that came first, so many as the packet holds: it is filled in
+ * the order of the disk, and others must not always be there before them.
+ */
+static size_t
+fit (struct range *ranges, size_t nr, size_t room)
+{
+  for (size_t i = 0; i < nr; i++) {
+    uint64_t len = ranges[i].end - ranges[i].start;
+
+    if (len >= room) {
+      ranges[i].end = ranges[i].start + room;
+      return i + 1;
+    }
+    room -= len;
+  }
+  return nr;
+}
+
 static int
 send_ranges (struct mirror *m, struct shipment *s, struct range *ranges,
              size_t nr, struct compressor *c)
@@ -295,6 +313,7 @@ send_ranges (struct mirror *m, struct shipment *s, struct range *ranges,
 
   if (b == NULL)
     return -1;
+  nr = fit (ranges, nr, b->room);
   qsort (ranges, nr, sizeof ranges[0], by_start);
   r = shipment_fill_ranges (s, b, ranges, nr, o->params.compression, c, &err);
   if (r == 1)

@@ -7,6 +7,7 @@
 #include <pthread.h>
 
 #include "blobs.h"
+#include "brake.h"
 #include "mirror.h"
 #include "hints.h"
 #include "outgoing.h"
@@ -68,7 +69,7 @@ struct outgoing {
   bool described;          /* migration.json is there (description.h) */
   bool connected;          /* the destination may know the session */
   bool progress;           /* the last connection made something durable */
-  uint64_t dirty_before;   /* what the last round left, bytes */
+  struct brake brake;      /* of writers */
 
   pthread_mutex_t lock; /* protects what follows */
   pthread_cond_t cond;
@@ -124,9 +125,6 @@ int outgoing_rounds (struct outgoing *o, struct error *err);
 
 /* Bytes that are dirty now. */
 uint64_t outgoing_dirty (struct outgoing *o);
-
-/* Slow all writers by that much. */
-void outgoing_set_delay (struct outgoing *o, uint64_t ns);
 
 /* The bitmaps that changed without a write, of all disks. */
 int outgoing_sync_bitmaps (struct outgoing *o, struct error *err);

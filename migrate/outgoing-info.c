@@ -45,6 +45,19 @@ outgoing_count_compression (struct outgoing *o, const struct packet_header *h)
     c->raw_packets++;
 }
 
+void
+migrate_add_throttle (struct migrate_info *info, struct drive *d)
+{
+  uint64_t delay = throttle_delay (&d->throttle) / 1000;
+  uint64_t longest = throttle_longest (&d->throttle) / 1000;
+
+  if (delay > info->throttle_us)
+    info->throttle_us = delay;
+  if (longest > info->throttle_longest_us)
+    info->throttle_longest_us = longest;
+  info->throttle_rate += atomic_load (&d->throttle.rate);
+}
+
 /* Whatever the lock protects, as the world sees it.  Lock held. */
 static void
 fill_info (struct outgoing *o, struct migrate_info *info)
@@ -60,7 +73,8 @@ fill_info (struct outgoing *o, struct migrate_info *info)
   info->bitmap_bytes = o->bitmap_bytes;
   info->compressed = o->compressed;
   info->round = o->round;
-  info->remaining = info->throttle_us = 0;
+  info->remaining = 0;
+  info->throttle_us = info->throttle_longest_us = info->throttle_rate = 0;
   info->waits = info->status == MIGRATE_PAUSED && o->pause_asked;
   for (size_t i = 0; i < o->nr; i++) {
     struct drive *d = o->shipments[i].drive;
@@ -69,7 +83,7 @@ fill_info (struct outgoing *o, struct migrate_info *info)
     if (info->status != MIGRATE_COMPLETED)
       info->remaining += shipment_dirty (&o->shipments[i]) +
                          shipment_in_flight (&o->shipments[i]);
-    info->throttle_us = atomic_load (&d->delay_ns) / 1000;
+    migrate_add_throttle (info, d);
     if (held > info->longest_hold_us)
       info->longest_hold_us = held;
   }

@@ -149,6 +149,7 @@ start (struct outgoing *o, const struct migrate_params *params,
   for (size_t i = 0; i < o->nr; i++) {
     o->info.total += o->drives[i]->size;
     gate_reset_longest (&o->drives[i]->writes);
+    throttle_reset_longest (&o->drives[i]->throttle);
   }
   r = pthread_create (&o->thread, NULL, outgoing_lead, o);
   return r == 0 ? 0 : error_set (err, r, "start a thread: %m");

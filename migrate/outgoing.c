@@ -236,7 +236,7 @@ tear_down (struct outgoing *o, unsigned started)
   o->flusher = NULL;
   client_close (o->control);
   o->control = NULL;
-  outgoing_set_delay (o, 0);
+  brake_release (&o->brake, o->drives, o->nr);
 }
 
 /* Tell the destination that what it got is worth nothing.  It would find out

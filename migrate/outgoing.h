@@ -94,7 +94,11 @@ struct migrate_info {
   bool waits;             /* paused until outgoing_recover */
   uint64_t bitmap_bytes;  /* bitmap sections on the wire */
   struct migrate_compressed compressed;
-  uint64_t throttle_us;   /* by how much each write is slowed now */
+  uint64_t throttle_us;   /* how long a write waits now, since writers are
+                             slowed */
+  uint64_t throttle_longest_us; /* that one has waited since it began */
+  uint64_t throttle_rate;       /* bytes a second that may be written; 0: no
+                                   limit */
   uint64_t longest_hold_us; /* of any gate since it began, but the hold */
   uint64_t hold_us;         /* the hold of a handover, the last one */
   uint64_t handover_cost_us; /* of that, beside sending what was left; expected
@@ -156,6 +160,9 @@ void outgoing_free (struct outgoing *o);
 bool outgoing_ended (struct outgoing *o);
 
 const char *migrate_status_name (enum migrate_status status);
+
+/* How writers of that drive are slowed, beside what 'info' says of others. */
+void migrate_add_throttle (struct migrate_info *info, struct drive *d);
 const char *migrate_compression_name (enum migrate_compression c);
 int migrate_hints_parse (const char *name, enum migrate_hints *h,
                          struct error *err);

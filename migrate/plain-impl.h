@@ -6,6 +6,7 @@
 
 #include <pthread.h>
 
+#include "brake.h"
 #include "client.h"
 #include "pacer.h"
 #include "plain.h"
@@ -52,7 +53,7 @@ struct plain {
   int bitmaps_fd;        /* or -1 */
   struct plain_bitmap *bitmaps;
   size_t nr_bitmaps;
-  uint64_t dirty_before; /* what the last round left, bytes */
+  struct brake brake;    /* of writers */
 
   pthread_mutex_t lock;  /* protects what follows */
   pthread_cond_t cond;

@@ -28,11 +28,6 @@
 /* Bytes a second, until a round has shown how fast it goes. */
 #define ASSUMED_BANDWIDTH (64 << 20)
 
-/* Writers are slowed as in rounds.c. */
-#define PATIENT_ROUNDS 2
-#define FIRST_DELAY    (UINT64_C (500) * 1000)
-#define LAST_DELAY     (250 * NS_PER_MS)
-
 /* ---- how it goes ---- */
 
 void
@@ -49,7 +44,7 @@ plain_info (struct plain *p, struct migrate_info *info)
     struct drive *d = p->disks[i].drive;
     uint64_t held = gate_longest (&d->writes) / 1000;
 
-    info->throttle_us = atomic_load (&d->delay_ns) / 1000;
+    migrate_add_throttle (info, d);
     if (held > info->longest_hold_us)
       info->longest_hold_us = held;
   }
@@ -135,40 +130,34 @@ setup (struct plain *p, struct error *err)
 
 /* ---- rounds and hold ---- */
 
-static void
-set_delay (struct plain *p, uint64_t ns)
+/* Lock held. */
+static uint64_t
+link_rate (const struct plain *p)
 {
-  for (size_t i = 0; i < p->nr; i++)
-    atomic_store_explicit (&p->disks[i].drive->delay_ns, ns,
-                           memory_order_relaxed);
+  uint64_t rate = p->bandwidth ? p->bandwidth : ASSUMED_BANDWIDTH;
+
+  if (p->params.max_bandwidth > 0 && p->params.max_bandwidth < rate)
+    rate = p->params.max_bandwidth;
+  return rate;
 }
 
-/* Each round should leave less than half of what the round before left. */
 static void
 slow_writers (struct plain *p, uint64_t dirty)
 {
-  uint64_t delay = atomic_load_explicit (&p->disks[0].drive->delay_ns,
-                                         memory_order_relaxed);
+  uint64_t link;
 
-  if (p->round > PATIENT_ROUNDS && dirty > p->dirty_before / 2) {
-    if (delay == 0)
-      delay = FIRST_DELAY;
-    else
-      delay *= dirty > p->dirty_before / 10 * 9 ? 8 : 3;
-    set_delay (p, delay < LAST_DELAY ? delay : LAST_DELAY);
-  }
-  p->dirty_before = dirty;
+  pthread_mutex_lock (&p->lock);
+  link = link_rate (p);
+  pthread_mutex_unlock (&p->lock);
+  brake_round (&p->brake, p->drives, p->nr, dirty, link);
 }
 
 static bool
 small_enough (struct plain *p, uint64_t dirty)
 {
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&p->lock);
-  uint64_t rate = p->bandwidth ? p->bandwidth : ASSUMED_BANDWIDTH;
 
-  if (p->params.max_bandwidth > 0 && p->params.max_bandwidth < rate)
-    rate = p->params.max_bandwidth;
-  return dirty <= rate / 1000 * p->params.downtime_limit;
+  return dirty <= link_rate (p) / 1000 * p->params.downtime_limit;
 }
 
 static int
@@ -247,7 +236,7 @@ run (struct plain *p, struct error *err)
   set_status (p, MIGRATE_DEVICE);
   if (hold (p, err) == -1)
     return -1;
-  set_delay (p, 0);
+  brake_release (&p->brake, p->drives, p->nr);
   for (size_t i = 0; i < p->nr; i++)
     drive_drop_ship (p->disks[i].drive);
   if (flush_targets (p, err) == -1)
@@ -326,7 +315,7 @@ leading_thread (void *arg)
   r = setup (p, &err);
   if (r == 0)
     r = run_with_workers (p, &err);
-  set_delay (p, 0);
+  brake_release (&p->brake, p->drives, p->nr);
   for (size_t i = 0; i < p->nr; i++)
     drive_drop_ship (p->disks[i].drive);
   plain_bitmaps_close (p, r == 0);
@@ -420,6 +409,7 @@ load_disks (struct plain *p, const char *uri, struct error *err)
       return -1;
     p->info.total += d->drive->size;
     gate_reset_longest (&d->drive->writes);
+    throttle_reset_longest (&d->drive->throttle);
   }
   return 0;
 }

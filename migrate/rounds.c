@@ -16,15 +16,6 @@
 #include "flusher.h"
 #include "resume.h"
 
-/* Writers are slowed in steps, once that many rounds have shown that it must
- * be.  Nobody knows beforehand how much is needed, since it depends on how many
- * of them write how much at a time; so the steps are large where nothing is
- * gained, and small where little is missing.
- */
-#define PATIENT_ROUNDS 2
-#define FIRST_DELAY    (UINT64_C (500) * 1000)
-#define LAST_DELAY     (250 * NS_PER_MS)
-
 /* ---- producers ---- */
 
 static int
@@ -141,35 +132,15 @@ outgoing_dirty (struct outgoing *o)
   return n;
 }
 
-void
-outgoing_set_delay (struct outgoing *o, uint64_t ns)
-{
-  for (size_t i = 0; i < o->nr; i++)
-    atomic_store_explicit (&o->shipments[i].drive->delay_ns, ns,
-                           memory_order_relaxed);
-}
-
-/* How slow must writers be?  What one round leaves, the next one must send;
- * so each should leave less than half of what the round before left, and at
- * last what may be left.  Who is slowed more than that takes gets some of it
- * back.
- */
 static void
 slow_writers (struct outgoing *o, uint64_t dirty)
 {
-  uint64_t delay = atomic_load_explicit (&o->shipments[0].drive->delay_ns,
-                                         memory_order_relaxed);
+  uint64_t link;
 
-  if (o->round > PATIENT_ROUNDS && dirty > o->dirty_before / 2) {
-    if (delay == 0)
-      delay = FIRST_DELAY;
-    else
-      delay *= dirty > o->dirty_before / 10 * 9 ? 8 : 3;
-    outgoing_set_delay (o, delay < LAST_DELAY ? delay : LAST_DELAY);
-  }
-  else if (delay > 0 && dirty < o->dirty_before / 5)
-    outgoing_set_delay (o, delay > FIRST_DELAY ? delay / 2 : 0);
-  o->dirty_before = dirty;
+  pthread_mutex_lock (&o->lock);
+  link = hold_rate (o);
+  pthread_mutex_unlock (&o->lock);
+  brake_round (&o->brake, o->drives, o->nr, dirty, link);
 }
 
 /* Has some bitmap changed without a write?  It is not sent in the hold if that

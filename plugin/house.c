@@ -163,6 +163,7 @@ house_shutdown (void)
   for (size_t i = 0; i < house.nr_drives; i++) {
     gate_stop (&house.drives[i]->writes);
     gate_stop (&house.drives[i]->reads);
+    throttle_stop (&house.drives[i]->throttle);
   }
   pthread_mutex_lock (&house.lock);
   if (house.outgoing)

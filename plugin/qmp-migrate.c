@@ -539,9 +539,13 @@ compression_info (const struct migrate_compressed *c)
 static json_t *
 ferry_info (const struct migrate_info *i)
 {
-  return json_pack ("{s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:i, s:o, s:o}",
+  return json_pack ("{s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:i, s:o, "
+                    "s:o}",
                     "bitmap-bytes", (json_int_t) i->bitmap_bytes,
                     "throttle-us", (json_int_t) i->throttle_us,
+                    "throttle-longest-us",
+                    (json_int_t) i->throttle_longest_us,
+                    "throttle-rate", (json_int_t) i->throttle_rate,
                     "longest-hold-us", (json_int_t) i->longest_hold_us,
                     "hold-us", (json_int_t) i->hold_us,
                     "handover-cost-us", (json_int_t) i->handover_cost_us,

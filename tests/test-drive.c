@@ -389,9 +389,14 @@ test_delay (void **state)
   struct drive *d = open_ok ("slow", DISK_SIZE, false);
   uint64_t began = now_ns ();
 
-  atomic_store (&d->delay_ns, 3 * NS_PER_MS);
+  throttle_set (&d->throttle, 4096 * 200);
   assert_int_equal (change (d, TAP_WRITE), 0);
-  assert_true (now_ns () - began >= 3 * NS_PER_MS);
+  assert_true (throttle_delay (&d->throttle) > 0);
+  assert_int_equal (change (d, TAP_WRITE), 0);
+  assert_true (now_ns () - began >= 5 * NS_PER_MS);
+  assert_true (throttle_longest (&d->throttle) > 0);
+  throttle_set (&d->throttle, 0);
+  assert_int_equal (throttle_delay (&d->throttle), 0);
   close_ok (d);
 }
 
