@@ -387,6 +387,62 @@ resolve_doubts (struct outgoing *o)
   return 0;
 }
 
+/* One disk's; a connection takes many round trips, so all are opened at once. */
+struct forwarding {
+  struct outgoing *o;
+  struct shipment *s;
+  pthread_t thread;
+  bool started;
+  struct disk *remote; /* NULL: the daemon ends */
+};
+
+static void *
+forwarding_thread (void *arg)
+{
+  struct forwarding *f = arg;
+
+  f->remote = forward (&f->o->session, f->s->peer, f->s->drive->size,
+                       &f->o->quit);
+  return NULL;
+}
+
+static int
+forward_all (struct outgoing *o)
+{
+  CLEANUP_FREE struct forwarding *v = calloc (o->nr, sizeof v[0]);
+  bool all = true;
+
+  if (v == NULL)
+    return -1;
+  for (size_t i = 0; i < o->nr; i++) {
+    v[i].o = o;
+    v[i].s = &o->shipments[i];
+    if (i > 0)
+      v[i].started =
+        pthread_create (&v[i].thread, NULL, forwarding_thread, &v[i]) == 0;
+  }
+  for (size_t i = 0; i < o->nr; i++) {
+    if (v[i].started)
+      pthread_join (v[i].thread, NULL);
+    else
+      forwarding_thread (&v[i]);
+    all &= v[i].remote != NULL;
+  }
+  for (size_t i = 0; i < o->nr; i++) {
+    struct drive *d = v[i].s->drive;
+
+    if (!all) {
+      if (v[i].remote)
+        v[i].remote->ops->close (v[i].remote);
+      continue;
+    }
+    pthread_mutex_lock (&d->control);
+    drive_set_mode (d, DRIVE_FORWARD, v[i].remote);
+    pthread_mutex_unlock (&d->control);
+  }
+  return all ? 0 : -1;
+}
+
 /* COMMIT, then a forwarding disk for each drive.  The gates are shut. */
 static int
 finish (struct outgoing *o)
@@ -402,18 +458,7 @@ finish (struct outgoing *o)
       commit (o->control, &o->session, o->attempt, o->shipments[0].peer,
               disks, &o->quit) == -1)
     return -1;
-  for (size_t i = 0; i < o->nr; i++) {
-    struct shipment *s = &o->shipments[i];
-    struct disk *remote =
-      forward (&o->session, s->peer, s->drive->size, &o->quit);
-
-    if (remote == NULL)
-      return -1;
-    pthread_mutex_lock (&s->drive->control);
-    drive_set_mode (s->drive, DRIVE_FORWARD, remote);
-    pthread_mutex_unlock (&s->drive->control);
-  }
-  return 0;
+  return forward_all (o);
 }
 
 /* ---- all of it ---- */

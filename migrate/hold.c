@@ -132,7 +132,7 @@ hold_fixed_cost (const struct outgoing *o)
 
   if (c->seen)
     return c->seen;
-  return 2 * c->rtt + o->nr * (SYNCS * sync + c->connect);
+  return 2 * c->rtt + o->nr * SYNCS * sync + c->connect;
 }
 
 uint64_t

@@ -3,8 +3,9 @@
  *
  * States, under the lock:
  *
- *   open     requests take a client from 'idle' and put it back; one that
- *            finds none, while there are fewer than 'nr', connects one
+ *   open     requests take a client from 'idle' and put it back; for one that
+ *            finds none, while there are fewer than 'nr', a thread connects
+ *            one: on a long link another comes back long before
  *   broken   some client died; those out come back one by one; requests wait
  *   mending  all are back; one requester closes them and connects anew
  *   stopped  for good
@@ -33,6 +34,13 @@
 
 enum pool_state { POOL_OPEN, POOL_BROKEN, POOL_MENDING, POOL_STOPPED };
 
+/* A thread that connects one more client. */
+struct grower {
+  struct pool *pool;
+  pthread_t thread;
+  bool started, ended; /* to be joined; that takes no time */
+};
+
 struct pool {
   struct disk disk;
   /* Read-only after pool_open. */
@@ -53,6 +61,10 @@ struct pool {
   struct client **idle; /* a stack of nr_idle */
   unsigned nr_idle;
   unsigned nr_open;     /* idle, or out with a request, or being connected */
+  unsigned waiting;     /* requests that wait for a client */
+  unsigned growing;     /* threads that connect one more */
+  struct grower *growers; /* 'nr' of them, as it was at first */
+  unsigned nr_growers;
   unsigned nr;          /* at most that many clients */
   uint64_t written;     /* writes that were acknowledged, in all */
   uint64_t flushed;     /* of these, how many a flush was for */
@@ -274,8 +286,9 @@ settle_foreign (struct pool *p, const struct request *q, bool sent, bool dead,
 
 /* ---- requests ---- */
 
-/* Lock held on entry and exit.  If that fails, the pool is as good as broken:
- * the other clients come back, and then all is mended.
+/* Lock held on entry and exit; the client is counted in nr_open.  If that
+ * fails, the pool is as good as broken: the other clients come back, and then
+ * all is mended.
  */
 static struct client *
 grow (struct pool *p)
@@ -283,7 +296,6 @@ grow (struct pool *p)
   uint64_t epoch = p->epoch;
   struct client *c;
 
-  p->nr_open++;
   pthread_mutex_unlock (&p->lock);
   c = connect_one (p, epoch, &p->stop, NULL);
   pthread_mutex_lock (&p->lock);
@@ -297,6 +309,52 @@ grow (struct pool *p)
     pthread_cond_broadcast (&p->changed);
   }
   return c;
+}
+
+static void *
+grow_thread (void *arg)
+{
+  struct grower *g = arg;
+  struct pool *p = g->pool;
+  struct client *c;
+
+  pthread_mutex_lock (&p->lock);
+  c = grow (p);
+  if (c)
+    p->idle[p->nr_idle++] = c;
+  p->growing--;
+  g->ended = true;
+  pthread_cond_broadcast (&p->changed);
+  pthread_mutex_unlock (&p->lock);
+  return NULL;
+}
+
+/* Lock held.  False: there is no thread for it. */
+static bool
+grow_beside (struct pool *p)
+{
+  struct grower *g = p->growers;
+
+  while (g->started && !g->ended)
+    g++; /* each of them is one of nr_open */
+  if (g->started)
+    pthread_join (g->thread, NULL);
+  g->pool = p;
+  g->ended = false;
+  g->started = pthread_create (&g->thread, NULL, grow_thread, g) == 0;
+  if (!g->started)
+    return false;
+  p->nr_open++;
+  p->growing++;
+  return true;
+}
+
+static void
+join_growers (struct pool *p)
+{
+  for (unsigned i = 0; i < p->nr_growers; i++)
+    if (p->growers[i].started)
+      pthread_join (p->growers[i].thread, NULL);
 }
 
 static struct client *
@@ -313,13 +371,15 @@ take (struct pool *p)
     case POOL_OPEN:
       if (p->nr_idle > 0)
         return p->idle[--p->nr_idle];
-      if (p->nr_open < p->nr) {
-        c = grow (p);
-        if (c)
-          return c;
-        continue;
-      }
-      break;
+      if (p->nr_open >= p->nr || p->growing > p->waiting)
+        break;
+      if (p->nr_open > 0 && grow_beside (p))
+        break;
+      p->nr_open++;
+      c = grow (p);
+      if (c)
+        return c;
+      continue;
     case POOL_BROKEN:
       if (p->nr_idle == p->nr_open) {
         if (!p->foreign)
@@ -332,7 +392,9 @@ take (struct pool *p)
     case POOL_MENDING:
       break;
     }
+    p->waiting++;
     pthread_cond_wait (&p->changed, &p->lock);
+    p->waiting--;
   }
 }
 
@@ -555,10 +617,14 @@ pool_close (struct disk *d)
 {
   struct pool *p = (struct pool *) d;
 
+  if (p->stop.fd != -1)
+    stop_throw (&p->stop);
+  join_growers (p);
   close_idle (p);
   stop_destroy (&p->stop);
   pthread_mutex_destroy (&p->lock);
   pthread_cond_destroy (&p->changed);
+  free (p->growers);
   free (p->idle);
   free (p->machine);
   free (p->opaque);
@@ -595,7 +661,9 @@ alloc_pool (const char *uri, unsigned nr, unsigned timeout_ms,
   p->timeout_ms = timeout_ms;
   p->uri = strdup (uri);
   p->idle = calloc (nr, sizeof p->idle[0]);
-  if (p->uri == NULL || p->idle == NULL)
+  p->growers = calloc (nr, sizeof p->growers[0]);
+  p->nr_growers = p->growers ? nr : 0;
+  if (p->uri == NULL || p->idle == NULL || p->growers == NULL)
     error_set (err, ENOMEM, "%m");
   else if (stop_init (&p->stop, err) == 0)
     return p;
