@@ -30,6 +30,7 @@
 #include <string.h>
 
 #include "cleanup.h"
+#include "held.h"
 #include "hints.h"
 #include "outgoing-impl.h"
 
@@ -96,6 +97,26 @@ report (json_t *list, const struct drive *d, const struct hints_fs *fs,
   json_array_append_new (list, o);
 }
 
+/* What was cleared need not be sent after a pause either: it is taken for what
+ * the destination holds, as if it had been acknowledged and flushed.  Nothing
+ * has been sent yet, so all that is clean in the ship map was cleared here, and
+ * the flusher has nothing to do.
+ */
+static void
+leave_out (struct shipment *s)
+{
+  const uint64_t size = s->drive->size;
+  struct range run;
+
+  pthread_mutex_lock (&s->lock);
+  for (uint64_t at = 0; bitmap_next_clean (s->ship, at, size, &run);
+       at = run.end)
+    bitmap_set (s->acked, run.start, run.end - run.start);
+  pthread_mutex_unlock (&s->lock);
+  held_flushing (s);
+  held_flushed (s);
+}
+
 /* Steps 3 to 6, with 'watch' in place. */
 static int
 use_hints (struct outgoing *o, struct shipment *s, struct bitmap *watch,
@@ -120,8 +141,10 @@ use_hints (struct outgoing *o, struct shipment *s, struct bitmap *watch,
     report (list, d, &h->fs[i], cleared);
     all += cleared;
   }
-  if (all > 0)
+  if (all > 0) {
     shipment_send_whole (s);
+    leave_out (s);
+  }
   return 0;
 }
 

@@ -420,8 +420,39 @@ def test_command():
     assert r.returncode == 2 and "--hints" in r.stderr, r
 
 
+def test_resumed():
+    """What is free is not sent after a pause either, nor after a restart."""
+    make_fs("src.raw", 40 * MiB, "-t", "ext4", "-b", "1024")
+    with open("junk", "wb") as f:
+        f.write(random.Random(1).randbytes(24 * MiB))
+    with open("kept", "wb") as f:
+        f.write(random.Random(2).randbytes(4 * MiB))
+    for request in "write kept kept", "write junk junk", "rm junk":
+        run("debugfs", "-w", "-R", request, "src.raw")
+    m = Mover()
+    m.qmp.command("migrate-set-parameters", **{"max-bandwidth": 2 * MiB})
+    m.begin()
+    wait_for(lambda: m.query()["disk"]["transferred"] > 3 * MiB, "some of it")
+    m.src.kill()
+    m.dst.kill()
+    m.src.start()
+    m.dst.start()
+    m.qmp.close()
+    m.qmp = QMP("src.ctl")
+    m.qmp.command("migrate-set-parameters", **{"max-bandwidth": 0})
+    m.finish()
+    sent = m.info["disk"]["transferred"]
+    m.stop()
+    assert sent < 12 * MiB, sent
+    check_fs("dst.raw")
+    run("debugfs", "-R", "dump kept copy", "dst.raw")
+    with open("kept", "rb") as a, open("copy", "rb") as b:
+        assert a.read() == b.read()
+    print("resumed: %.1f MiB" % (sent / MiB))
+
+
 for test in (test_kinds, test_refused, test_partitions, test_bitmaps,
-             test_writers, test_unasked, test_command):
+             test_writers, test_unasked, test_command, test_resumed):
     t = time.monotonic()
     test()
     print("%s: ok, %.1f s" % (test.__name__, time.monotonic() - t))
