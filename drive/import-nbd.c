@@ -18,6 +18,7 @@
 #include "cleanup.h"
 #include "contexts.h"
 #include "import.h"
+#include "ship-map.h"
 #include "transaction.h"
 #include "uuid.h"
 
@@ -38,7 +39,7 @@ is_wanted (const struct import_options *opt, const char *name)
 {
   if (opt->skip && opt->skip (opt->skip_opaque, name))
     return false;
-  return opt->name == NULL || strcmp (opt->name, name) == 0;
+  return opt->name ? strcmp (opt->name, name) == 0 : !ship_map_name (name);
 }
 
 static int

@@ -14,6 +14,7 @@
 #include "cleanup.h"
 #include "import.h"
 #include "lock.h"
+#include "ship-map.h"
 #include "transaction.h"
 
 /* What the bits of all may take in memory.  A table of a few bytes can stand
@@ -61,7 +62,7 @@ found (void *opaque, const struct qcow2_entry *entry, uint64_t size,
   const char *name = entry->name;
 
   r->now = NULL;
-  if (r->opt->name && strcmp (r->opt->name, name) != 0)
+  if (r->opt->name ? strcmp (r->opt->name, name) != 0 : ship_map_name (name))
     return 0;
   if (check_wanted (r->opt, entry, size, err) == -1)
     return -1;

@@ -286,7 +286,7 @@ may_lack_points (const struct load *l)
 }
 
 /* The map of a migration that goes out.  If it cannot be relied upon, or its
- * disk is not served from here any more, it goes.
+ * disk is not served from here any more, or again only now, it goes.
  */
 static int
 load_ship_map (struct load *l, const struct qcow2_entry *e, bool *dropped,
@@ -296,7 +296,7 @@ load_ship_map (struct load *l, const struct qcow2_entry *e, bool *dropped,
   struct named_bitmap *nb;
 
   *dropped = true;
-  if (d->mode != DRIVE_ACTIVE || d->unheld)
+  if (d->mode != DRIVE_ACTIVE || d->taken_over || d->unheld)
     return 0;
   if (load_bitmap (l, e, false, err) == -1)
     return -1;
@@ -352,6 +352,8 @@ load_bitmaps (struct load *l, struct error *err)
     changed |= d->bitmaps[d->nr_bitmaps - 1]->slot != entries[i].bits;
   }
   give_reasons (l);
+  if (d->unheld == NULL)
+    ship_map_forget (d);
   if (changed && rewrite_list (d, err) == -1)
     return -1;
   return points_load (d, may_lack_points (l), err);

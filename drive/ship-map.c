@@ -25,6 +25,12 @@ ship_map_name (const char *name)
   return strcmp (name, SHIP_MAP_NAME) == 0;
 }
 
+bool
+ship_map_reserved (const char *name)
+{
+  return strncmp (name, "x-ferry-", 8) == 0;
+}
+
 /* ---- the range that is being cleared ---- */
 
 static char *
@@ -80,8 +86,8 @@ open_clearing (struct drive *d, struct error *err)
   return 0;
 }
 
-static void
-remove_clearing (struct drive *d)
+void
+ship_map_forget (struct drive *d)
 {
   CLEANUP_FREE char *path = clearing_path (d);
 
@@ -184,7 +190,7 @@ remove_locked (struct drive *d)
     return;
   }
   drive_free_bitmap (d, nb);
-  remove_clearing (d);
+  ship_map_forget (d);
 }
 
 int
@@ -201,7 +207,7 @@ ship_map_make (struct drive *d, unsigned shift, struct error *err)
     return 0;
   if (drive_failure (d))
     return error_set (err, EIO, "disk '%s': %s", d->name, why.msg);
-  remove_clearing (d);
+  ship_map_forget (d);
   if (d->size > 0)
     drive_log ("disk '%s': what the destination holds is kept in memory only "
                "(%s); if this server is restarted before the migration has "

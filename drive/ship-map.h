@@ -24,8 +24,13 @@
 #define SHIP_MAP_NAME "x-ferry-ship"
 #define SHIP_MAP_CLEARING_BYTES 32
 
-/* Is it a name that users cannot give? */
+/* Is it the map's name? */
 bool ship_map_name (const char *name);
+
+/* Is it a name that users cannot give to a new bitmap?  All that begin with
+ * x-ferry- are.
+ */
+bool ship_map_reserved (const char *name);
 
 /* Make d->unheld, with everything set, durably, and not marked yet:
  * drive_set_ship does that.  If the store cannot have it, it is in memory,
@@ -52,6 +57,9 @@ void ship_map_cleared (struct drive *d);
  * there makes no sense: then nothing of the map can be relied upon.
  */
 int ship_map_mend (struct drive *d);
+
+/* There is no map: the file goes. */
+void ship_map_forget (struct drive *d);
 
 /* What that file says: 0 with the range (empty: nothing), or -1. */
 int ship_map_parse (const uint8_t *buf, size_t len, struct range *range);

@@ -168,9 +168,9 @@ prepare_add (struct plan *p, const struct bitmap_action *a, struct error *err)
 
   if (name[0] == '\0')
     return error_set (err, EINVAL, "Bitmap name cannot be empty");
-  if (ship_map_name (name))
-    return error_set (err, EINVAL, "Bitmap name '%s' is reserved for "
-                      "migrations", name);
+  if (ship_map_reserved (name))
+    return error_set (err, EINVAL, "Bitmap name '%s' is reserved: x-ferry- "
+                      "begins the names of nbdferry's own", name);
   if (a->granularity != 0) {
     if (a->granularity < 512 || (a->granularity & (a->granularity - 1)) != 0)
       return error_set (err, EINVAL,

@@ -15,6 +15,7 @@
 #include "incoming-impl.h"
 #include "mapping.h"
 #include "points.h"
+#include "ship-map.h"
 
 static bool
 contains (const struct drive_entry *v, size_t nr,
@@ -118,6 +119,15 @@ unpack_listed (json_t *o, struct listed *l, struct error *err)
     return incoming_malformed ("LIST", err);
   l->point.time = time;
   return 0;
+}
+
+static int
+check_name (const char *name, struct error *err)
+{
+  return ship_map_name (name)
+           ? error_set (err, EINVAL, "bitmap name '%s' is reserved at the "
+                        "destination", name)
+           : 0;
 }
 
 static int
@@ -227,6 +237,7 @@ incoming_list (struct incoming *in, struct session *s,
 
     if (unpack_listed (o, &l, err) == -1 ||
         translate (mapping, d, &l, err) == -1 ||
+        check_name (l.name, err) == -1 ||
         check_once (now + own, nr - own, l.name, err) == -1 ||
         (nb = listed_bitmap (d, &l, err)) == NULL)
       goto fail;

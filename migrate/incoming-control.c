@@ -97,14 +97,20 @@ incoming_record (struct drive *d, const struct uuid *session, bool stale,
 
 /* The drive is a destination without anything.  As long as no data has come,
  * its journal does not say so: a migration that was refused leaves the disk
- * as it was.  But one that was prepared must not stay so.  Control held.
+ * as it was.  But one that was prepared must not stay so; and one that belonged
+ * to another session belongs to this one, which could not go on otherwise after
+ * a restart.  Control held.
  */
 static int
 take_drive (struct drive *d, const struct uuid *session, struct error *err)
 {
-  if (journal_get (d->journal)->state == JOURNAL_PREPARED &&
-      incoming_record (d, session, journal_get (d->journal)->stale,
-                       err) == -1)
+  const struct journal_record *rec = journal_get (d->journal);
+  bool others = !uuid_is_zero (&rec->session) &&
+                !uuid_equal (&rec->session, session);
+
+  if ((rec->state == JOURNAL_PREPARED ||
+       (rec->state == JOURNAL_INCOMING && others)) &&
+      incoming_record (d, session, rec->stale || others, err) == -1)
     return -1;
   if (incoming_drop_bitmaps (d, err) == -1 ||
       incoming_blobs_drop (d->state_dir, err) == -1)

@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "mapping.h"
+#include "ship-map.h"
 
 #define MAX_NAME 1023 /* of a bitmap, bytes */
 
@@ -49,6 +50,9 @@ check_bitmaps (const json_t *node, struct error *err)
     if (alias[0] == '\0' || name[0] == '\0')
       return error_set (err, EINVAL, "The bitmap name '%s' or its alias '%s' "
                         "is empty", name, alias);
+    if (ship_map_name (name) || ship_map_name (alias))
+      return error_set (err, EINVAL, "The bitmap name '%s' or its alias '%s' "
+                        "is reserved", name, alias);
     if (find (bitmaps, "name", name) != o)
       return error_set (err, EINVAL, "The bitmap '%s'/'%s' is mapped twice",
                         get (node, "node-name"), name);

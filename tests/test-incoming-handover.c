@@ -558,6 +558,52 @@ test_two_refused (void **state)
   assert_int_equal (drives[1]->mode, DRIVE_INCOMING);
 }
 
+/* A session that goes on after its connection was lost. */
+static int
+send_resume (const struct source *s, struct error *e)
+{
+  const struct source_disk *d = &s->disks[0];
+  char lineage[UUID_TEXT];
+
+  uuid_format (&d->lineage, lineage);
+  return send_json (s, ch, PACKET_HELLO, 0,
+                    json_pack ("{s:[{s:s, s:I, s:s, s:I}], s:b}", "disks",
+                               "name", d->name, "size",
+                               (json_int_t) d->size, "lineage", lineage,
+                               "generation", (json_int_t) d->generation,
+                               "resume", 1), e);
+}
+
+/* One that took the drive from another, and has brought nothing yet, goes on
+ * after a restart, and not the other.
+ */
+static void
+test_taken_and_restarted (void **state)
+{
+  struct source other;
+
+  (void) state;
+  ship_ok (&src, ch);
+  source_init (&other, 1, DISK_SIZE);
+  OK (send_hello (&other, ch, &err));
+  restart (false, true);
+  REFUSED (send_resume (&src, &err), EBUSY, "belongs to another migration");
+  OK (send_resume (&other, &err));
+  ship_ok (&other, ch);
+  OK (send_prepare (&other, ch, 1, &err));
+  source_free (&other);
+}
+
+/* The name of the map of what the destination does not hold. */
+static void
+test_reserved_name (void **state)
+{
+  (void) state;
+  source_add (&src, 0, "x-ferry-ship", 16, true, true);
+  OK (send_hello (&src, ch, &err));
+  REFUSED (send_list (&src, ch, 0, &err), EINVAL, "reserved");
+}
+
 int
 main (void)
 {
@@ -577,6 +623,8 @@ main (void)
     TEST (test_own_bitmaps),
     TEST (test_cancel),
     TEST (test_unfinished),
+    TEST (test_taken_and_restarted),
+    TEST (test_reserved_name),
     TEST_TWO (test_two),
     TEST_TWO (test_crash_before),
     TEST_TWO (test_crash_between),
