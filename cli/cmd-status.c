@@ -59,11 +59,12 @@ print_advice (const char *mode)
     { "incoming", "a destination; it is served once a source has handed it "
                   "over" },
     { "prepared", "everything has arrived; the source hands it over by itself "
-                  "when it runs and can be reached" },
+                  "when it runs and can be reached (if it is lost for good: "
+                  "nbdferry takeover)" },
     { "leaving", "handed over; the destination must acknowledge that, and is "
                  "asked until it does" },
     { "gone", "handed over; start the peer if it is down, it is asked until it "
-              "acknowledges that" },
+              "acknowledges that (if it is lost for good: nbdferry takeover)" },
     { "forwarding", "served by the peer; this daemon can be stopped when its "
                     "clients have moved" },
   };

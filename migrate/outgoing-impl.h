@@ -67,6 +67,8 @@ struct outgoing {
   uint64_t reserved;       /* attempts that the description allows for */
   uint64_t wait;           /* ns, before the next connection */
   bool described;          /* migration.json is there (description.h) */
+  bool other_uri;          /* that of migrate-recover, and no connection yet */
+  bool ending;             /* it only says that it ends */
   bool connected;          /* the destination may know the session */
   bool progress;           /* the last connection made something durable */
   struct brake brake;      /* of writers */

@@ -14,7 +14,7 @@
 #include "description.h"
 #include "held.h"
 #include "mapping.h"
-#include "outgoing-impl.h"
+#include "resume.h"
 #include "ship-map.h"
 
 /* ---- from outside ---- */
@@ -205,6 +205,7 @@ outgoing_go_on (struct drive *const *drives, const bool *fresh,
                 void *opaque, struct error *err)
 {
   struct outgoing *o = alloc_outgoing (drives, d->nr, d->uri, err);
+  struct error why;
 
   if (o == NULL)
     return NULL;
@@ -215,6 +216,9 @@ outgoing_go_on (struct drive *const *drives, const bool *fresh,
   o->pause_asked = d->paused;
   o->blobs = d->params.blobs;
   o->info.status = MIGRATE_PAUSED;
+  error_set (&why, ESHUTDOWN, "the server was started again");
+  outgoing_explain_pause (o, &why);
+  memcpy (o->info.error, why.msg, sizeof o->info.error);
   for (size_t i = 0; i < d->nr; i++)
     if (restore_shipment (&o->shipments[i], drives[i], i, d, fresh[i], err) ==
         -1)

@@ -26,6 +26,9 @@
 
 /* ---- setting up ---- */
 
+/* Only a migration that begins may take disks from another one: not one that
+ * goes on, nor one that ends, and says so.
+ */
 static json_t *
 hello_body (struct outgoing *o)
 {
@@ -44,7 +47,8 @@ hello_body (struct outgoing *o)
       json_object_set_new (json_array_get (disks, i), "overwrite",
                            json_true ());
   }
-  return json_pack ("{s:o, s:b}", "disks", disks, "resume", o->tracked);
+  return json_pack ("{s:o, s:b}", "disks", disks, "resume",
+                    o->tracked || o->ending);
 }
 
 struct client *
@@ -248,6 +252,7 @@ send_cancel (struct outgoing *o)
   struct packet_header h;
   struct client *c;
 
+  o->ending = true;
   o->epoch++; /* fences off what may still be under way */
   c = outgoing_open_channel (o, 0, &o->quit, CANCEL_TIMEOUT_MS, NULL);
   if (c == NULL)
@@ -279,18 +284,8 @@ set_active (struct outgoing *o)
   pthread_mutex_lock (&o->lock);
   o->info.error[0] = '\0';
   pthread_mutex_unlock (&o->lock);
+  o->other_uri = false;
   outgoing_set_status (o, MIGRATE_ACTIVE);
-}
-
-/* What an administrator has asked for is not told as an error. */
-static void
-explain_pause (struct outgoing *o, struct error *err)
-{
-  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&o->lock);
-
-  if (o->pause_asked)
-    error_set (err, ECANCELED, "paused by migrate-pause, until "
-               "migrate-recover");
 }
 
 /* All that one connection can do. */
@@ -309,7 +304,7 @@ run_connection (struct outgoing *o, struct error *err)
   if (r == -1 && o->engine)
     engine_failed (o->engine, err);
   if (r == -1)
-    explain_pause (o, err);
+    outgoing_explain_pause (o, err);
   tear_down (o, o->running ? o->producers : 0);
   return r;
 }

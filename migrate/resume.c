@@ -220,7 +220,9 @@ void
 outgoing_refused (struct outgoing *o, const struct client *c,
                   enum packet_type type, const struct error *err)
 {
-  if (err && !client_is_dead (c) && is_lasting (type, err->errnum))
+  /* Who has mistyped where to go on may say so again. */
+  if (err && !client_is_dead (c) && is_lasting (type, err->errnum) &&
+      !o->other_uri)
     outgoing_is_lasting (o);
 }
 
@@ -278,6 +280,7 @@ take_uri (struct outgoing *o)
   }
   free (o->uri);
   o->uri = take_ptr (&uri);
+  o->other_uri = true;
 }
 
 static void
@@ -302,9 +305,30 @@ next_wait (struct outgoing *o, const struct error *why)
   return wait;
 }
 
+void
+outgoing_explain_pause (struct outgoing *o, struct error *err)
+{
+  if (is_paused_by_hand (o))
+    error_set (err, ECANCELED, "paused by migrate-pause, until "
+               "migrate-recover");
+}
+
+/* Also after a restart. */
+static void
+pause_by_hand (struct outgoing *o)
+{
+  struct error why = { 0 };
+
+  if (o->described)
+    write_description (o, true, NULL);
+  outgoing_explain_pause (o, &why);
+  show_paused (o, &why);
+}
+
 bool
 outgoing_pause (struct outgoing *o, const struct error *why)
 {
+  bool by_hand = false;
   uint64_t until;
   enum next next;
 
@@ -316,15 +340,17 @@ outgoing_pause (struct outgoing *o, const struct error *why)
     return false;
   for (size_t i = 0; i < o->nr; i++)
     held_lost (&o->shipments[i]);
-  if (o->described && is_paused_by_hand (o))
-    write_description (o, true, NULL);
-  show_paused (o, why);
+  if (!is_paused_by_hand (o)) /* that is told once it is durable */
+    show_paused (o, why);
   until = now_ns () + next_wait (o, why);
 
   while (next == NEXT_WAIT) {
     uint64_t now = now_ns ();
-    bool by_hand = is_paused_by_hand (o);
 
+    if (!by_hand && is_paused_by_hand (o)) {
+      by_hand = true;
+      pause_by_hand (o);
+    }
     if (!by_hand && now >= until)
       break;
     if (stop_wait (&o->cancel, by_hand ? 3600 * NS_PER_S : until - now))

@@ -45,6 +45,9 @@ void outgoing_refused (struct outgoing *o, const struct client *c,
 /* Some other error that cannot be overcome. */
 void outgoing_is_lasting (struct outgoing *o);
 
+/* What an administrator has asked for is not told as an error. */
+void outgoing_explain_pause (struct outgoing *o, struct error *err);
+
 /* 'why' has ended a connection.  True: go on, after a wait; false: it is the
  * end.
  */

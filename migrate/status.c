@@ -35,6 +35,9 @@ check_destination (struct client *c, struct error *err)
   json_auto_t *o = read_status (c);
   json_t *version = json_object_get (o, "version");
 
+  if (o == NULL && client_is_dead (c))
+    return error_set (err, ENOTCONN, "the connection to the destination was "
+                      "lost");
   if (!json_is_integer (version))
     return error_set (err, EPROTO, "the server is not an nbdferry "
                       "destination (its export does not have a status block); "

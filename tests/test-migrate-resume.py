@@ -187,6 +187,13 @@ def source_stopped():
         raise AssertionError("a user made the ship map")
     except QMPError as e:
         assert "reserved" in str(e), e
+    try:
+        m.qmp.command("migrate-set-parameters", block_bitmap_mapping=[
+            {"node-name": "vda", "alias": "vda", "bitmaps": [
+                {"name": "fine", "alias": SHIP_MAP}]}])
+        raise AssertionError("a bitmap is to become a ship map")
+    except QMPError as e:
+        assert "reserved" in str(e), e
     info = m.finish()
     assert info["disk"]["transferred"] < 26 * MiB, info
     print("source stopped: %.1f MiB after" % (
@@ -358,6 +365,61 @@ def wrong_host():
     print("a wrong host ends it at once")
 
 
+def mistyped():
+    """migrate-pause while it is paused lasts over a restart; and who says
+    where to go on, and is wrong, may say so again."""
+    m = Trip(proxy=True)
+    m.begin()
+    m.proxy.cut()
+    m.paused()
+    m.qmp.command("migrate-pause")
+    wait_for(lambda: "migrate-pause" in m.info()["error-desc"], "the pause")
+    m.kill_source()
+    m.start_source()
+    info = m.paused()
+    assert info["x-ferry"]["waits"] and "migrate-pause" in info["error-desc"]
+    # This very server, whose disk is active.
+    m.qmp.command("migrate-recover",
+                  uri="nbd://127.0.0.1:%d" % m.src.port)
+    wait_for(lambda: "is active at" in m.info()["error-desc"], "the refusal")
+    m.paused()
+    m.proxy.mend()
+    m.qmp.command("migrate-recover", uri=m.uri)
+    m.finish()
+    print("mistyped")
+
+
+def offline():
+    """The map is nobody's business: not with nbdferry recover, not when
+    bitmaps are imported from the sidecar, and a takeover removes it."""
+    def names():
+        info = qemu_img_info(m.pair.sidecar("vda", "src"))
+        return {b["name"] for b in info["format-specific"]["data"]["bitmaps"]}
+
+    m = Trip(proxy=True)
+    m.begin()
+    m.proxy.cut()
+    m.paused()
+    m.kill_source()
+    p = run_nbdferry("recover", "src-vda.raw")
+    assert "daily" in p.stdout and SHIP_MAP not in p.stdout, p
+    make_disk("other.raw", SIZE)
+    other = Nbdkit("other.raw", "control=other.ctl", name="other")
+    run_nbdferry("bitmap", "import", "other.ctl",
+                 m.pair.sidecar("vda", "src"))
+    p = run_nbdferry("bitmap", "list", "other.ctl")
+    assert "daily" in p.stdout and SHIP_MAP not in p.stdout, p
+    other.stop()
+    assert SHIP_MAP in names()
+    m.start_source()
+    m.proxy.mend()
+    m.finish()
+    run_nbdferry("takeover", "src-vda.raw", "--force", "--yes")
+    assert names() == set(BITMAPS) | {"asleep"}, names()
+    assert not os.path.exists("src-vda.raw.ferry/ship-clearing")
+    print("offline")
+
+
 def several():
     """Two disks, the source killed; neither is served twice or not at all."""
     Nbdkit.all.clear()
@@ -440,7 +502,8 @@ def anything(seed, times):
 tests = [link, destination_killed, source_killed, source_stopped,
          lambda: both_killed("src"), lambda: both_killed("dst"),
          destination_lost_all, destination_touched, by_hand,
-         cancelled_while_paused, taken, followed, wrong_host, several]
+         cancelled_while_paused, taken, followed, wrong_host,
+         mistyped, offline, several]
 if len(sys.argv) > 1:
     tests = [globals()[name] for name in sys.argv[1:] if name in globals()]
 for test in tests:
