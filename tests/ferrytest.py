@@ -83,6 +83,48 @@ def free_port():
         return s.getsockname()[1]
 
 
+def own_mounts():
+    """Have mounts of one's own, which go with the last process of the test,
+    however it ends; as root only.  False: there are none."""
+    if os.geteuid() != 0 or not shutil.which("unshare"):
+        return False
+    if "FERRY_UNSHARED" in os.environ:
+        return True
+    command = ["unshare", "-m", "--propagation", "private"]
+    if subprocess.call([*command, "true"], stderr=subprocess.DEVNULL) != 0:
+        return False
+    os.environ["FERRY_UNSHARED"] = "1"
+    sys.stdout.flush()
+    os.execvp("unshare", [*command, sys.executable, *sys.argv])
+
+
+_loops = {}
+
+
+def loop_device(path, *options):
+    """A loop device on that file; None, and why is printed, if there is none.
+
+    It goes when the last one closes it, however the test ends.  Nobody may
+    detach it a second time: it could be another test's by then.
+    """
+    p = subprocess.run(["losetup", "--show", "-f", *options, path], text=True,
+                       capture_output=True)
+    if p.returncode != 0:
+        print("no loop devices: " + p.stderr.strip())
+        return None
+    device = p.stdout.strip()
+    _loops[device] = os.open(device, os.O_RDONLY)
+    subprocess.run(["losetup", "-d", device], check=True)
+    return device
+
+
+def loop_detach(device):
+    """Nobody else may have it open."""
+    os.close(_loops.pop(device))
+    wait_for(lambda: not os.path.exists("/sys/block/%s/loop" %
+                                        os.path.basename(device)), device)
+
+
 class Nbdkit:
     """A running nbdkit, by default with our plugin.
 

@@ -10,10 +10,11 @@ import time
 
 from backuptest import (Held, action, apply, backups, begin, bitmap, end,
                         in_backup, refused, transaction)
-from ferrytest import (Model, Nbdkit, QMP, make_disk, read_all, requires,
-                       wait_for)
+from ferrytest import (Model, Nbdkit, QMP, make_disk, own_mounts, read_all,
+                       requires, wait_for)
 
 requires("nbdkit", "nbdinfo")
+own_mounts()
 SIZE = (8 << 20) + 512
 
 model = make_disk("a.raw", SIZE, step=SIZE)

@@ -12,6 +12,7 @@ from ferrytest import *
 from migratetest import *
 
 requires("nbdkit", "qemu-img", "qemu-nbd", "mkfs.ext4", "mkswap", "sfdisk")
+own_mounts()
 
 MiB = 1 << 20
 SIZE = 24 * MiB
@@ -156,23 +157,10 @@ for kind, (make, says) in KINDS.items():
 # ---- a disk that the system uses ----
 
 
-def loop(path, *options):
-    """A loop device on that file, or None where there are none."""
-    p = subprocess.run(["losetup", "--show", "-f", *options, path],
-                       capture_output=True, text=True)
-    if p.returncode != 0:
-        print("no loop devices:", p.stderr.strip())
-        return None
-    device = p.stdout.strip()
-    atexit.register(lambda: subprocess.run(
-        ["losetup", "-d", device], stderr=subprocess.DEVNULL))
-    return device
-
-
 def system():
     """As far as loop devices and mounts are to be had here."""
     sparse("under.raw")
-    device = loop("under.raw")
+    device = loop_device("under.raw")
     if not device:
         return
     # The file, while the device stands upon it.

@@ -19,14 +19,7 @@ def loop(path, size):
         f.truncate(size)
         f.seek(SIZE)
         f.write(b"beyond")
-    p = subprocess.run(["losetup", "--show", "-f", path],
-                       capture_output=True, text=True)
-    if p.returncode != 0:
-        skip("no loop devices here: " + p.stderr.strip())
-    device = p.stdout.strip()
-    atexit.register(lambda: subprocess.run(
-        ["losetup", "-d", device], stderr=subprocess.DEVNULL))
-    return device
+    return loop_device(path) or skip("no loop devices here")
 
 
 def beyond(path="under.raw"):
@@ -165,7 +158,7 @@ two.stop()
 store.stop()
 
 # A device that became too small for what is on it is not served.
-subprocess.run(["losetup", "-d", device], check=True)
+loop_detach(device)
 device = loop("small.raw", SIZE)
 try:
     Nbdkit("disk=d=" + device, "state=dst.state", name="small")

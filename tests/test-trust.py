@@ -13,8 +13,8 @@ import shutil
 import subprocess
 import time
 
-from ferrytest import (Model, Nbdkit, QMP, TMPDIR, Writer, requires,
-                       run_nbdferry)
+from ferrytest import (Model, Nbdkit, QMP, TMPDIR, Writer, loop_detach,
+                       loop_device, requires, run_nbdferry)
 
 requires("nbdkit", "qemu-img")
 SIZE = 8 << 20
@@ -418,12 +418,9 @@ def test_block_device():
     """There is nothing to tell it by, which is said."""
     d = Disk()
     d.stop()
-    p = subprocess.run(["losetup", "--show", "-f", d.path], text=True,
-                       capture_output=True)
-    if p.returncode != 0:
-        print("no loop device: %s" % p.stderr.strip())
+    loop = loop_device(d.path)
+    if not loop:
         return
-    loop = p.stdout.strip()
     try:
         d.path, d.state, d.trust = loop, d.file("state"), "unverifiable"
         d.start()
@@ -441,7 +438,7 @@ def test_block_device():
         assert status["trust"] == "unverifiable", status
         d.stop()
     finally:
-        subprocess.run(["losetup", "-d", loop], check=True)
+        loop_detach(loop)
     d.end()
 
 
