@@ -23,7 +23,7 @@ from ferrytest import (Nbdkit, QMP, QMPError, SECTOR, TMPDIR, Writer,
                        requires)
 
 requires("nbdkit", "qemu-img", "qemu-nbd")
-SECONDS = 240 if os.environ.get("CHECK_LONG") else 18
+SECONDS = 240 if os.environ.get("CHECK_LONG") else 12
 SEED = int(os.environ.get("FERRY_SEED", random.randrange(1 << 32)))
 SIZE = 48 << 20
 SHIFT = 12
