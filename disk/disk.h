@@ -64,9 +64,9 @@ struct disk_ops {
   int (*next_data) (struct disk *d, uint64_t offset, uint64_t end,
                     uint64_t *data);
   /* The end is near: wait for nothing that may never come.  Requests that are
-   * under way get a few seconds.  NULL: there is no such thing.
+   * under way get until the deadline (ns).  NULL: there is no such thing.
    */
-  void (*hurry) (struct disk *d);
+  void (*hurry) (struct disk *d, uint64_t deadline);
   /* See that the system does not use it otherwise (disk/claim.h), and keep it
    * so until it is released or closed.  1: that is so already; 0; or -1 with
    * EBUSY and who uses it.  The caller serialises.  NULL, both of them: who

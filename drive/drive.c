@@ -15,6 +15,7 @@
 #include <sys/stat.h>
 
 #include "cleanup.h"
+#include "clock.h"
 #include "drive.h"
 #include "keeper.h"
 #include "load.h"
@@ -360,8 +361,8 @@ drive_open (const struct drive_options *opt, struct error *err)
 /* What may be served is seen without the control lock, which may be held for
  * long.
  */
-static enum drive_mode
-mode_now (struct drive *d)
+enum drive_mode
+drive_get_mode (struct drive *d)
 {
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&d->list);
 
@@ -371,7 +372,7 @@ mode_now (struct drive *d)
 int
 drive_may_serve (struct drive *d, struct error *err)
 {
-  switch (mode_now (d)) {
+  switch (drive_get_mode (d)) {
   case DRIVE_ACTIVE:
   case DRIVE_LEAVING:
   case DRIVE_FORWARD:
@@ -442,17 +443,23 @@ drive_close_store (struct drive *d, struct error *err)
   return journal_write (d->journal, &rec, err);
 }
 
+void
+drive_hurry (struct drive *d, uint64_t deadline)
+{
+  gate_stop (&d->writes);
+  gate_stop (&d->reads);
+  throttle_stop (&d->throttle);
+  if (d->disk->ops->hurry)
+    d->disk->ops->hurry (d->disk, deadline);
+}
+
 int
 drive_shutdown (struct drive *d, struct error *err)
 {
   struct marks *marks;
   int r;
 
-  gate_stop (&d->writes);
-  gate_stop (&d->reads);
-  throttle_stop (&d->throttle);
-  if (d->disk->ops->hurry)
-    d->disk->ops->hurry (d->disk);
+  drive_hurry (d, now_ns () + DRIVE_HURRY);
   keeper_stop (d);
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&d->control);
   gate_close (&d->writes);

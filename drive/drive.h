@@ -194,6 +194,13 @@ struct drive *drive_open (const struct drive_options *opt, struct error *err);
 int drive_shutdown (struct drive *d, struct error *err);
 void drive_free (struct drive *d);
 
+/* The daemon ends: turn requests away, and have those that are inside end by
+ * that time (ns), whatever the server of an NBD disk does.  Before anybody is
+ * waited for who may wait for them: who reads the disk, or shuts a gate.
+ */
+#define DRIVE_HURRY (3 * NS_PER_S)
+void drive_hurry (struct drive *d, uint64_t deadline);
+
 /* Start the drive's own thread, which keeps the activity log small; needed
  * once, after the daemon has forked.  drive_shutdown ends it.
  */
@@ -215,6 +222,9 @@ const char *drive_failure (struct drive *d);
 int drive_may_serve (struct drive *d, struct error *err);
 
 const char *drive_mode_name (enum drive_mode mode);
+
+/* The mode, for who has neither lock; it may change at once. */
+enum drive_mode drive_get_mode (struct drive *d);
 
 /* Has it been let go of?  Then its bitmaps say nothing.  Control or list held,
  * or inside a gate.

@@ -184,6 +184,11 @@ uint64_t hints_clear (struct bitmap *ship, const struct bitmap *watch,
 /* The leading thread, from beginning to end. */
 void *outgoing_lead (void *o);
 
+/* End this connection, if there is one, and what waits for it or for its turn
+ * to send.
+ */
+void outgoing_interrupt (struct outgoing *o);
+
 /* A new channel of this session, its handshake done. */
 struct client *outgoing_open_channel (struct outgoing *o, uint32_t number,
                                       const struct stop *stop,

@@ -248,6 +248,19 @@ outgoing_set_params (struct outgoing *o, const struct migrate_params *params)
     engine_set_bandwidth (o->engine, params->max_bandwidth);
 }
 
+void
+outgoing_interrupt (struct outgoing *o)
+{
+  struct error err;
+
+  stop_throw (&o->cancel);
+  error_set (&err, ECANCELED, "the connection is given up");
+  pthread_mutex_lock (&o->lock);
+  if (o->running)
+    engine_fail (o->engine, &err);
+  pthread_mutex_unlock (&o->lock);
+}
+
 int
 outgoing_cancel (struct outgoing *o, struct error *err)
 {
@@ -262,7 +275,7 @@ outgoing_cancel (struct outgoing *o, struct error *err)
     o->info.status = MIGRATE_CANCELLING;
   }
   pthread_mutex_unlock (&o->lock);
-  stop_throw (&o->cancel);
+  outgoing_interrupt (o);
   outgoing_tell (o);
   return 0;
 }
@@ -271,7 +284,7 @@ void
 outgoing_stop (struct outgoing *o)
 {
   stop_throw (&o->quit);
-  stop_throw (&o->cancel);
+  outgoing_interrupt (o);
 }
 
 void

@@ -129,7 +129,6 @@ start_engine (struct outgoing *o, struct error *err)
     client_close (clients[i]); /* those that the engine did not take */
   if (o->engine == NULL)
     return -1;
-  engine_set_bandwidth (o->engine, o->params.max_bandwidth);
   return 0;
 }
 
@@ -191,6 +190,8 @@ setup (struct outgoing *o, struct error *err)
     return -1;
   pthread_mutex_lock (&o->lock);
   o->running = true;
+  /* From here on it changes with the parameter (outgoing_set_params). */
+  engine_set_bandwidth (o->engine, o->params.max_bandwidth);
   if (o->info.setup_ms == 0)
     o->info.setup_ms = (now_ns () - o->started_ns) / NS_PER_MS;
   mirror_set_wanted (o->mirror, o->params.copy_mode == MIGRATE_WRITE_BLOCKING);
@@ -198,8 +199,10 @@ setup (struct outgoing *o, struct error *err)
   o->first_round = o->round;
   o->producers_end = false;
   pthread_mutex_unlock (&o->lock);
-  if (mirror_start (o->mirror, err) == -1)
+  if (mirror_start (o->mirror, err) == -1) {
+    o->producers = 0; /* there are none to be joined */
     return -1;
+  }
   return start_producers (o, err);
 }
 

@@ -414,6 +414,6 @@ outgoing_ask_pause (struct outgoing *o, struct error *err)
   o->pause_asked = true;
   o->recover_asked = false;
   pthread_mutex_unlock (&o->lock);
-  stop_throw (&o->cancel);
+  outgoing_interrupt (o);
   return 0;
 }

@@ -87,7 +87,8 @@ find_drives (struct drive *const *drives, size_t nr,
                    d->disks[i].name, d->disks[i].state_dir);
       return -1;
     }
-    if (found[i]->mode != DRIVE_ACTIVE || is_elsewhere (found[i], d) ||
+    if (drive_get_mode (found[i]) != DRIVE_ACTIVE ||
+        is_elsewhere (found[i], d) ||
         !is_same_disk (found[i], &d->disks[i]))
       return 0;
   }

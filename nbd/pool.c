@@ -577,18 +577,19 @@ pool_stop (struct disk *d)
 static bool
 is_busy (const struct pool *p)
 {
-  return p->nr_idle < p->nr_open || p->state == POOL_MENDING;
+  /* The numbers are of who mends, as long as that goes on. */
+  return p->state == POOL_MENDING || p->nr_idle < p->nr_open;
 }
 
 void
-pool_hurry (struct disk *d, unsigned timeout_ms)
+pool_hurry (struct disk *d, uint64_t deadline)
 {
   struct pool *p = (struct pool *) d;
-  uint64_t deadline = now_ns () + timeout_ms * NS_PER_MS;
+  uint64_t now = now_ns (), left = deadline > now ? deadline - now : 0;
 
   pthread_mutex_lock (&p->lock);
   p->hurried = true;
-  p->request_ms = timeout_ms;
+  p->request_ms = left / NS_PER_MS > HURRY_MS ? left / NS_PER_MS : HURRY_MS;
   pthread_cond_broadcast (&p->changed);
   while (is_busy (p) && now_ns () < deadline)
     wait_until (p, deadline);

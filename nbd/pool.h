@@ -49,11 +49,13 @@ const struct client_abilities *pool_abilities (const struct disk *d);
 /* Each request takes no longer than that from now on; 0: no limit. */
 void pool_limit (struct disk *d, unsigned timeout_ms);
 
-/* The daemon ends: nobody waits for a lost server any more, and no request
- * takes longer than that.  Returns when none is under way, or at the end of
- * that time; what is under way then, is given up.
+/* The daemon ends: nobody waits for a lost server any more.  Returns when no
+ * request is under way, or at the deadline (ns); what is under way then, is
+ * given up.  A later request takes no longer than this takes at most, or
+ * HURRY_MS.
  */
-void pool_hurry (struct disk *d, unsigned timeout_ms);
+#define HURRY_MS 1000
+void pool_hurry (struct disk *d, uint64_t deadline);
 
 /* Give up all that is under way, for good: requests end with ESHUTDOWN. */
 void pool_stop (struct disk *d);

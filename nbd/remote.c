@@ -17,8 +17,6 @@
 #include "remote.h"
 
 #define CONNECT_TIMEOUT_MS 10000
-/* When the daemon ends, requests that are under way may take that long. */
-#define HURRY_MS 3000
 
 /* Of data, unless the server says less; and of what has none. */
 #define MAX_DATA  (UINT64_C (32) << 20)
@@ -315,9 +313,9 @@ remote_extent (struct disk *d, uint64_t offset, uint64_t end,
 }
 
 static void
-remote_hurry (struct disk *d)
+remote_hurry (struct disk *d, uint64_t deadline)
 {
-  pool_hurry (((struct remote *) d)->pool, HURRY_MS);
+  pool_hurry (((struct remote *) d)->pool, deadline);
 }
 
 static void

@@ -10,6 +10,7 @@
 #define NBDKIT_API_VERSION 2
 #include <nbdkit-plugin.h>
 
+#include "clock.h"
 #include "house.h"
 #include "log.h"
 #include "pool.h"
@@ -59,7 +60,9 @@ log_line (const char *msg)
 
 /* A start that comes to nothing must leave the disks as it found them, and
  * nbdkit, when it cannot bind its socket, just calls exit.  But so does the
- * process that leaves the daemon to a child of its.
+ * process that leaves the daemon to a child of its.  A destructor runs at exit
+ * and at dlclose, whichever is first; what is registered with atexit may be
+ * called when the plugin is no longer there (it is under ThreadSanitizer).
  */
 static bool handed_on; /* to a child, or to the threads */
 
@@ -69,7 +72,7 @@ not_ours (void)
   handed_on = true;
 }
 
-static void
+static void __attribute__ ((destructor))
 close_drives (void)
 {
   for (size_t i = 0; !handed_on && i < house.nr_drives; i++)
@@ -82,8 +85,7 @@ house_open (const struct drive_options *options, size_t nr,
             const char *control, struct error *err)
 {
   log_set (log_line);
-  if (pthread_atfork (NULL, not_ours, NULL) != 0 ||
-      atexit (close_drives) != 0)
+  if (pthread_atfork (NULL, not_ours, NULL) != 0)
     return error_set (err, ENOMEM, "%m");
   house.drives = calloc (nr, sizeof house.drives[0]);
   house.finishers = calloc (nr, sizeof house.finishers[0]);
@@ -143,19 +145,19 @@ house_start (struct error *err)
  * waits for those requests would never end.
  */
 static void
-end_requests (struct drive *d)
+end_requests (struct drive *d, uint64_t deadline)
 {
   pthread_mutex_lock (&d->list);
   if (d->remote)
     pool_stop (d->remote);
   pthread_mutex_unlock (&d->list);
-  if (d->disk->ops->hurry)
-    d->disk->ops->hurry (d->disk);
+  drive_hurry (d, deadline);
 }
 
 void
 house_shutdown (void)
 {
+  uint64_t deadline = now_ns () + DRIVE_HURRY;
   struct outgoing *o;
   struct plain *p;
 
@@ -171,8 +173,11 @@ house_shutdown (void)
   if (house.plain)
     plain_stop (house.plain);
   pthread_mutex_unlock (&house.lock);
+  /* A command, or a migration, may wait for a request to an NBD disk whose
+   * server says nothing.
+   */
   for (size_t i = 0; i < house.nr_drives; i++)
-    end_requests (house.drives[i]);
+    end_requests (house.drives[i], deadline);
   if (house.control_path)
     qmp_stop ();
   /* No command can begin another migration now. */

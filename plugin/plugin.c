@@ -97,7 +97,7 @@ ferry_list_exports (int readonly UNUSED, int is_tls UNUSED,
 
     if (drive_may_serve (d, NULL) == 0)
       r = nbdkit_add_export (exports, d->name, d->path);
-    else if (d->mode != DRIVE_GONE)
+    else if (drive_get_mode (d) != DRIVE_GONE)
       r = nbdkit_add_export (
         exports, nbdkit_printf_intern ("%s@incoming", d->name), d->path);
     if (r == -1 || export_list_backups (d, exports) == -1 ||

@@ -170,7 +170,8 @@ def foreign(name, status, answer):
         "get_size=echo 67108864", "can_write=exit 0", "can_flush=exit 0",
         "flush=exit 0", "pwrite=" + answer,
         "pread=(cat %s; head -c $3 /dev/zero) | head -c $3" % path,
-        plugin="eval", name=name, options=["-t", "4"])
+        plugin="eval", name=name, options=["-t", "4"],
+        env={"LD_PRELOAD": ""}) # its programs know no sanitizer
 
 
 no = "cat > /dev/null; echo EPROTO packet of another version >&2; exit 1"
