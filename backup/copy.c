@@ -2,9 +2,9 @@
  * SPDX-License-Identifier: BSD-3-Clause
  *
  * A job is one pack: extents, in order, with at most PACK_DATA bytes of data.
- * A worker takes the next job by walking the source's extents under the lock
- * (through a connection that is used for nothing else), reads the data without
- * it, and either writes it to the target, or leaves it in its slot of the ring
+ * A worker takes the next job by walking the source's extents under a lock for
+ * that (through a connection that is used for nothing else), reads the data
+ * without it, and either writes it to the target, or leaves it in its slot of the ring
  * for the one thread that writes the archive:
  *
  *   slot of job n: free -> TAKEN -> READY -> free
@@ -66,7 +66,10 @@ struct copy {
   uint64_t next_job, written; /* jobs */
   bool all_taken;            /* there are no more jobs */
 
-  /* Walking: under the lock. */
+  uint64_t untaken;          /* nothing before it is in a job to come */
+
+  pthread_mutex_t walk;      /* one takes a job at a time; before 'lock', and
+                                held while the server is asked; protects: */
   struct client *walker;
   struct extent *found;      /* of the last answer */
   size_t nr_found, at_found, max_found;
@@ -93,7 +96,7 @@ fail (struct copy *c, const struct error *err)
   fail_locked (c, err);
 }
 
-/* ---- walking (lock held) ---- */
+/* ---- walking (the lock for that held) ---- */
 
 static void
 found_one (void *opaque, const struct extent *ext)
@@ -164,23 +167,36 @@ take_extents (struct copy *c, struct pack *p, struct error *err)
   }
 }
 
+/* False: there is nothing more to do. */
+static bool
+wait_for_slot (struct copy *c)
+{
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&c->lock);
+
+  while (!c->failed && !c->all_taken && c->opt.writer &&
+         c->next_job - c->written >= c->nr_slots)
+    pthread_cond_wait (&c->changed, &c->lock);
+  return !c->failed && !c->all_taken;
+}
+
 /* The next job, with its number: 1; 0: there is none, -1. */
 static int
 take_job (struct worker *w, struct pack **pack, uint64_t *job,
           struct error *err)
 {
   struct copy *c = w->copy;
-  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&c->lock);
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&c->walk);
 
-  while (!c->failed && !c->all_taken && c->opt.writer &&
-         c->next_job - c->written >= c->nr_slots)
-    pthread_cond_wait (&c->changed, &c->lock);
-  if (c->failed || c->all_taken)
+  if (!wait_for_slot (c))
     return 0;
+  /* Only who has the walk's lock changes next_job. */
   if (c->opt.writer)
     *pack = &c->slots[c->next_job % c->nr_slots].pack;
   if (take_extents (c, *pack, err) == -1)
     return -1;
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&c->lock);
+  c->untaken = c->at_found < c->nr_found ? c->found[c->at_found].start
+                                         : c->asked;
   if ((*pack)->nr == 0) {
     c->all_taken = true;
     pthread_cond_broadcast (&c->changed);
@@ -389,6 +405,7 @@ copy_free (struct copy *c)
     pack_destroy (&c->slots[i].pack);
   stop_destroy (&c->stop);
   pthread_mutex_destroy (&c->lock);
+  pthread_mutex_destroy (&c->walk);
   pthread_cond_destroy (&c->changed);
   free (c->found);
   free (c->slots);
@@ -446,6 +463,7 @@ copy_start (const struct copy_options *opt, struct error *err)
   c->opt = *opt;
   c->stop.fd = -1;
   pthread_mutex_init (&c->lock, NULL);
+  pthread_mutex_init (&c->walk, NULL);
   clock_cond_init (&c->changed);
   if (prepare (c, err) == -1) {
     copy_free (c);
@@ -469,10 +487,8 @@ uint64_t
 copy_read_up_to (struct copy *c)
 {
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&c->lock);
-  uint64_t least;
+  uint64_t least = c->untaken;
 
-  /* Jobs are taken in order, so nothing before the next one is untaken. */
-  least = c->at_found < c->nr_found ? c->found[c->at_found].start : c->asked;
   for (unsigned i = 0; i < c->opt.connections; i++)
     if (c->workers[i].reading < least)
       least = c->workers[i].reading;

@@ -9,6 +9,7 @@
 
 #include "backup-session.h"
 #include "cleanup.h"
+#include "clock.h"
 #include "nodes.h"
 
 /* ---- which disks, and which kind ---- */
@@ -265,6 +266,10 @@ session_uris (struct backup_session *s, struct error *err)
   return NULL;
 }
 
+/* Nobody waits longer for what can also be left out. */
+#define COURTESY (1 * NS_PER_S)
+#define FAREWELL (5 * NS_PER_S)
+
 /* So many bytes at least, so that not every moment brings a command. */
 #define RELEASE_STEP (8 << 20)
 
@@ -278,11 +283,13 @@ session_release (struct backup_session *s, struct backup_disk *d,
       (up_to - d->released < RELEASE_STEP && up_to < d->head.size))
     return;
   uuid_format (&s->id, id);
+  control_set_limit (s->control, COURTESY);
   json_decref (control_command (
     s->control, "x-ferry-backup-release",
     json_pack ("{s:s, s:s, s:I, s:I}", "node", d->node, "id", id, "offset",
                (json_int_t) d->released, "length",
                (json_int_t) (up_to - d->released)), NULL));
+  control_set_limit (s->control, UINT64_MAX);
   d->released = up_to;
 }
 
@@ -336,6 +343,7 @@ session_give_up (struct backup_session *s)
     return;
   s->begun = false;
   uuid_format (&s->id, id);
+  control_set_limit (s->control, FAREWELL);
   /* What cannot be told the daemon, it notices when we leave. */
   for (size_t i = 0; i < s->nr; i++)
     json_decref (control_command (
@@ -355,6 +363,7 @@ session_explain (struct backup_session *s, struct error *err)
 {
   json_auto_t *list = NULL;
 
+  control_set_limit (s->control, FAREWELL);
   if (s->begun)
     list = control_command (s->control, "x-ferry-query-backups",
                             json_object (), NULL);

@@ -32,6 +32,7 @@ struct control {
   size_t len, capacity;
   size_t scanned; /* so far there is no end of line */
   unsigned last_id;
+  uint64_t deadline; /* of control_command */
 };
 
 static int
@@ -112,6 +113,7 @@ control_open (const char *path, struct error *err)
     free (c);
     return NULL;
   }
+  c->deadline = UINT64_MAX;
   c->fd = connect_to (path, err);
   if (c->fd == -1 || greet (c, err) == -1) {
     control_close (c);
@@ -295,6 +297,12 @@ control_result (const json_t *reply, struct error *err)
   return NULL;
 }
 
+void
+control_set_limit (struct control *c, uint64_t ns)
+{
+  c->deadline = ns < UINT64_MAX ? now_ns () + ns : UINT64_MAX;
+}
+
 json_t *
 control_command (struct control *c, const char *command, json_t *args,
                  struct error *err)
@@ -305,7 +313,11 @@ control_command (struct control *c, const char *command, json_t *args,
   if (control_send (c, command, args, &id, err) == -1)
     return NULL;
   for (;;) {
-    if (control_receive (c, UINT64_MAX, &msg, err) != 1)
+    int r = control_receive (c, c->deadline, &msg, err);
+
+    if (r == 0)
+      error_set (err, ETIMEDOUT, "the daemon at %s does not answer", c->path);
+    if (r != 1)
       return NULL;
     if (control_is_reply (msg, id))
       break;

@@ -53,4 +53,11 @@ json_t *control_result (const json_t *reply, struct error *err);
 json_t *control_command (struct control *c, const char *command, json_t *args,
                          struct error *err);
 
+/* From now on all commands together wait no longer than that for replies
+ * (UINT64_MAX: as long as it takes, as at the start); who comes too late is
+ * refused with ETIMEDOUT, and its reply dropped by the next one.  For what
+ * must not keep us from heeding a signal.
+ */
+void control_set_limit (struct control *c, uint64_t ns);
+
 #endif /* FERRY_CONTROL_H */

@@ -453,6 +453,7 @@ sync_explain (struct sync_job *s, struct error *err)
 
   if (!s->begun)
     return;
+  control_set_limit (s->control, 5 * NS_PER_S);
   list = control_command (s->control, "x-ferry-query-backups", json_object (),
                           NULL);
   uuid_format (&s->point, id);

@@ -14,6 +14,7 @@
 #include <string.h>
 
 #include "cleanup.h"
+#include "clock.h"
 #include "compare.h"
 #include "remote.h"
 #include "size.h"
@@ -104,11 +105,13 @@ confirmed (void *opaque, uint64_t end)
   char id[UUID_TEXT];
 
   uuid_format (&s->point, id);
+  control_set_limit (s->control, NS_PER_S); /* it may also be left out */
   json_decref (control_command (
     s->control, "x-ferry-backup-release",
     json_pack ("{s:s, s:s, s:I, s:I}", "node", s->node, "id", id, "offset",
                (json_int_t) s->released, "length",
                (json_int_t) (end - s->released)), NULL));
+  control_set_limit (s->control, UINT64_MAX);
   s->released = end;
 }
 
@@ -291,8 +294,10 @@ sync_run (struct sync_job *s, struct error *err)
 void
 sync_close (struct sync_job *s)
 {
-  if (s->begun)
+  if (s->begun) {
+    control_set_limit (s->control, 5 * NS_PER_S);
     end (s, false, NULL);
+  }
   if (s->view)
     s->view->ops->close (s->view);
   if (s->target)

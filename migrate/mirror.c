@@ -56,6 +56,7 @@ struct mirror_drive {
 struct mirror {
   struct outgoing *o;
   struct mirror_drive *drives; /* one for each shipment */
+  bool attached;               /* drives know of us; the leading thread's */
 
   pthread_mutex_t lock; /* protects what follows; before a shipment's */
   pthread_cond_t changed; /* for the thread, and who waits for it */
@@ -412,6 +413,7 @@ mirror_start (struct mirror *m, struct error *err)
     return error_set (err, r, "start a thread: %m");
   for (size_t i = 0; i < m->o->nr; i++)
     drive_set_mirror (m->drives[i].s->drive, &m->drives[i].hook);
+  m->attached = true;
   return 0;
 }
 
@@ -444,8 +446,12 @@ void
 mirror_detach (struct mirror *m)
 {
   mirror_pause (m);
-  for (size_t i = 0; i < m->o->nr; i++)
+  /* Only once: after the handover those who are inside the gate may wait for
+   * the destination as long as it likes.
+   */
+  for (size_t i = 0; m->attached && i < m->o->nr; i++)
     drive_set_mirror (m->drives[i].s->drive, NULL);
+  m->attached = false;
   /* Those that have left the gate leave here too, having nothing to wait for. */
   pthread_mutex_lock (&m->lock);
   for (size_t i = 0; i < m->o->nr; i++)

@@ -10,6 +10,7 @@
 #define NBDKIT_API_VERSION 2
 #include <nbdkit-plugin.h>
 
+#include "cleanup.h"
 #include "clock.h"
 #include "house.h"
 #include "log.h"
@@ -141,17 +142,14 @@ house_start (struct error *err)
 
 /* ---- ending ---- */
 
-/* What requests wait for may never come, if it is another server's: whoever
- * waits for those requests would never end.
- */
+/* Its gates are stopped: if it begins to forward later, nobody does. */
 static void
-end_requests (struct drive *d, uint64_t deadline)
+stop_forwarding (struct drive *d)
 {
-  pthread_mutex_lock (&d->list);
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&d->list);
+
   if (d->remote)
     pool_stop (d->remote);
-  pthread_mutex_unlock (&d->list);
-  drive_hurry (d, deadline);
 }
 
 void
@@ -174,10 +172,12 @@ house_shutdown (void)
     plain_stop (house.plain);
   pthread_mutex_unlock (&house.lock);
   /* A command, or a migration, may wait for a request to an NBD disk whose
-   * server says nothing.
+   * server says nothing, or to where the disk has gone.
    */
   for (size_t i = 0; i < house.nr_drives; i++)
-    end_requests (house.drives[i], deadline);
+    stop_forwarding (house.drives[i]);
+  for (size_t i = 0; i < house.nr_drives; i++)
+    drive_hurry (house.drives[i], deadline);
   if (house.control_path)
     qmp_stop ();
   /* No command can begin another migration now. */
@@ -204,8 +204,7 @@ house_shutdown (void)
     if (house.finishers[i])
       finisher_stop (house.finishers[i]);
     house.finishers[i] = NULL;
-    if (d->remote)
-      pool_stop (d->remote);
+    stop_forwarding (d);
     if (drive_shutdown (d, &err) == -1)
       nbdkit_error ("closing disk '%s': %s", d->name, err.msg);
   }

@@ -18,6 +18,10 @@ def clean():
         subprocess.run(["rm", "-rf", f], check=True)
 
 
+def clean_state():
+    subprocess.run(["rm", "-rf", "st"], check=True)
+
+
 def refused(*args):
     try:
         Nbdkit(*args, name="refused")
@@ -348,6 +352,31 @@ def gone():
     h.poll(0)
     kit.terminate()
     kit.wait()
+    server.process.send_signal(signal.SIGCONT)
+    clean_state()
+    # Nor a command that waits for such a request, or a copy that reads.
+    for copy in False, True:
+        kit = Nbdkit("disk=vda=" + server.uri(), "state=st", "control=ctl")
+        qmp = QMP("ctl")
+        qmp.command("block-dirty-bitmap-add", node="vda", name="b")
+        h = kit.connect("vda")
+        if copy:
+            target = Nbdkit(str(SIZE), plugin="memory", name="target")
+            qmp.command("migrate-set-parameters", max_bandwidth=65536)
+            h.pwrite(os.urandom(MiB), 0)
+            qmp.command("migrate", uri=target.uri(), x_ferry_data_only=True)
+            wait_for(lambda: qmp.command("query-migrate")["disk"][
+                "transferred"] > 0, "the copy")
+        server.process.send_signal(signal.SIGSTOP)
+        h.aio_pwrite(nbd.Buffer.from_bytearray(bytearray(512)), 0)
+        h.poll(0)
+        if not copy:
+            qmp.send({"execute": "block-dirty-bitmap-clear",
+                      "arguments": {"node": "vda", "name": "b"}})
+        kit.terminate()
+        kit.wait()
+        server.process.send_signal(signal.SIGCONT)
+        clean_state()
     clean()
 
 
