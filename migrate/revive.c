@@ -189,11 +189,20 @@ points_to_something (const struct description *own)
   return same;
 }
 
-/* Maps that nobody will use, and pointers to nothing.  A drive whose migration waits for other drives
- * keeps its map.
+static bool
+is_open (struct drive *const *drives, size_t nr, const char *state_dir)
+{
+  for (size_t i = 0; i < nr; i++)
+    if (strcmp (drives[i]->state_dir, state_dir) == 0)
+      return true;
+  return false;
+}
+
+/* Maps that nobody will use, and pointers to nothing.  A drive whose migration
+ * waits for other drives keeps its map.
  */
 static void
-drop_orphan (struct drive *d)
+drop_orphan (struct drive *const *drives, size_t nr, struct drive *d)
 {
   struct description own;
   int r;
@@ -204,8 +213,14 @@ drop_orphan (struct drive *d)
     description_free (&own);
     r = 0;
   }
-  else if (r == 1)
+  else if (r == 1) {
+    if (own.first && !is_open (drives, nr, own.first))
+      log_message ("disk '%s' was moving together with another one, whose "
+                   "state is in %s, and cannot go on without it; start the "
+                   "server with all disks of the migration, or begin a new "
+                   "one", d->name, own.first);
     description_free (&own);
+  }
   if (r == 0 && d->unheld)
     ship_map_remove (d);
 }
@@ -241,6 +256,6 @@ outgoing_restore (struct drive *const *drives, size_t nr,
     description_free (&d);
   }
   for (size_t i = 0; i < nr; i++)
-    drop_orphan (drives[i]);
+    drop_orphan (drives, nr, drives[i]);
   return o;
 }
