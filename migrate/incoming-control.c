@@ -296,6 +296,21 @@ find_session (struct incoming *in, const struct uuid *id)
   return NULL;
 }
 
+/* The source's disk may have grown while its server was down. */
+static int
+check_sizes (const struct session *s, json_t *disks, struct error *err)
+{
+  if (json_array_size (disks) != s->nr)
+    return incoming_malformed ("HELLO", err);
+  for (size_t i = 0; i < s->nr; i++)
+    if (hello_size (disks, i) != s->drives[i]->size)
+      return error_set (err, EINVAL, "disk '%s' had %" PRIu64 " bytes when the "
+                        "migration began, and has %" PRIu64 " now; begin anew",
+                        s->drives[i]->name, s->drives[i]->size,
+                        hello_size (disks, i));
+  return 0;
+}
+
 int
 incoming_hello (struct incoming_channel *ch, const struct packet_header *h,
                 json_t *body, struct error *err)
@@ -321,7 +336,8 @@ incoming_hello (struct incoming_channel *ch, const struct packet_header *h,
                   : error_set (err, ESTALE, "handshake of an older connection");
   }
   /* It was prepared, but the source has not let go: it would not ask. */
-  if (resume && incoming_unprepare (s, err) == -1) {
+  if (resume && (check_sizes (s, disks, err) == -1 ||
+                 incoming_unprepare (s, err) == -1)) {
     session_unref (ch->in, s);
     return -1;
   }

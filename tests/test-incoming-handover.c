@@ -594,6 +594,19 @@ test_taken_and_restarted (void **state)
   source_free (&other);
 }
 
+/* The source's disk has grown while the connection was lost. */
+static void
+test_grown (void **state)
+{
+  (void) state;
+  ship_ok (&src, ch);
+  src.epoch++;
+  src.disks[0].size += 512;
+  REFUSED (send_resume (&src, &err), EINVAL, "begin anew");
+  src.disks[0].size -= 512;
+  OK (send_resume (&src, &err));
+}
+
 /* The name of the map of what the destination does not hold. */
 static void
 test_reserved_name (void **state)
@@ -624,6 +637,7 @@ main (void)
     TEST (test_cancel),
     TEST (test_unfinished),
     TEST (test_taken_and_restarted),
+    TEST (test_grown),
     TEST (test_reserved_name),
     TEST_TWO (test_two),
     TEST_TWO (test_crash_before),
