@@ -144,7 +144,7 @@ one_action (struct drive *d, const char *name, enum bitmap_action_type type,
             uint64_t granularity, struct error *err)
 {
   struct bitmap_action a = { .type = type, .target = { d, name },
-                             .granularity = granularity };
+                             .granularity = granularity, .own = true };
 
   return bitmap_transaction (&a, 1, err);
 }

@@ -168,7 +168,7 @@ prepare_add (struct plan *p, const struct bitmap_action *a, struct error *err)
 
   if (name[0] == '\0')
     return error_set (err, EINVAL, "Bitmap name cannot be empty");
-  if (ship_map_reserved (name))
+  if (ship_map_reserved (name) && !a->own)
     return error_set (err, EINVAL, "Bitmap name '%s' is reserved: x-ferry- "
                       "begins the names of nbdferry's own", name);
   if (a->granularity != 0) {

@@ -33,6 +33,7 @@ struct bitmap_action {
   /* BITMAP_ADD */
   uint64_t granularity; /* bytes, 0: the default */
   bool persistent, disabled;
+  bool own;             /* nbdferry's, with a name that users cannot give */
   const struct bitmap *bits; /* what is dirty in it at once; NULL: nothing */
   /* BITMAP_MERGE; none is allowed, and does nothing */
   const struct bitmap_ref *sources;
