@@ -62,6 +62,9 @@ struct engine {
   unsigned urgent_wanted, ordinary_wanted; /* who waits for an empty buffer for
                                               such */
   bool urgent_got;        /* the last buffer was taken for an urgent one */
+  bool limited;           /* the bandwidth is */
+  bool choosing;          /* a channel waits for its turn to send */
+  bool turn;              /* it has come */
   bool urgent_last;       /* the last one that was sent was urgent */
   uint64_t urgent_at;     /* ns: when one was wanted last; 0: never */
   uint64_t next_number;
@@ -118,11 +121,17 @@ engine_failed (struct engine *e, struct error *err)
 /* NBD's own header of a write */
 #define NBD_HEADER 28
 
-/* Wait until the packet may go; returns the deadline. */
-static uint64_t
-begin_sending (struct engine *e, size_t len)
+static size_t
+wire_len (const struct buffer *b)
 {
-  pacer_wait (&e->pacer, len + NBD_HEADER);
+  return PACKET_HEADER + (size_t) b->h.body_size + b->h.payload_size +
+         NBD_HEADER;
+}
+
+/* The packet goes; returns the deadline. */
+static uint64_t
+begin_sending (struct engine *e)
+{
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&e->lock);
   if (e->on_wire++ == 0) {
     e->busy_since = now_ns ();
@@ -147,7 +156,7 @@ end_sending (struct engine *e, size_t len)
   struct engine_work w;
   uint64_t rate;
 
-  e->work.bytes += len + NBD_HEADER;
+  e->work.bytes += len;
   if (--e->on_wire == 0)
     e->work.busy_ns += now_ns () - e->busy_since;
   if (e->work.bytes - e->seen.bytes < RATE_SAMPLE)
@@ -165,13 +174,13 @@ static int
 send_buffer (struct channel *ch, struct buffer *b)
 {
   struct engine *e = ch->engine;
-  size_t len = PACKET_HEADER + (size_t) b->h.body_size + b->h.payload_size;
+  size_t len = wire_len (b);
   struct error err;
 
   b->h.session = e->opt.session;
   b->h.epoch = e->opt.epoch;
   b->h.channel = ch->number;
-  client_set_deadline (ch->client, begin_sending (e, len));
+  client_set_deadline (ch->client, begin_sending (e));
   if (send_packet (ch->client,
                    b->payload - b->h.body_size - PACKET_HEADER, &b->h,
                    b->payload, &err) == 0) {
@@ -198,16 +207,37 @@ take_full (struct engine *e)
   return b;
 }
 
+/* With a limit, one thread at a time waits until something may go; only then it
+ * is chosen what, so that what is urgent does not wait behind the others.
+ */
 static struct buffer *
 next_full (struct engine *e)
 {
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&e->lock);
 
-  while (e->ordinary.nr + e->urgent.nr == 0 && !e->failed && !e->ending)
-    pthread_cond_wait (&e->can_send, &e->lock);
-  if (e->failed || e->ordinary.nr + e->urgent.nr == 0)
-    return NULL;
-  return take_full (e);
+  for (;;) {
+    struct buffer *b;
+
+    while ((e->choosing || e->ordinary.nr + e->urgent.nr == 0) && !e->failed &&
+           !(e->ending && !e->choosing))
+      pthread_cond_wait (&e->can_send, &e->lock);
+    if (e->failed || e->ordinary.nr + e->urgent.nr == 0)
+      return NULL;
+    if (e->limited && !e->turn) {
+      e->choosing = true;
+      pthread_mutex_unlock (&e->lock);
+      pacer_turn (&e->pacer);
+      pthread_mutex_lock (&e->lock);
+      e->choosing = false;
+      e->turn = true;
+      pthread_cond_broadcast (&e->can_send);
+      continue;
+    }
+    b = take_full (e);
+    e->turn = false;
+    pacer_take (&e->pacer, wire_len (b));
+    return b;
+  }
 }
 
 static struct queue *
@@ -257,6 +287,13 @@ channel_thread (void *arg)
 
 /* ---- what producers use ---- */
 
+/* Was an urgent packet wanted lately?  Lock held. */
+static bool
+is_urgent_time (const struct engine *e)
+{
+  return e->urgent_at > 0 && now_ns () - e->urgent_at < URGENT_PERIOD;
+}
+
 /* Without a limit, what fills the link, with one packet on each channel: while
  * one is being answered the others must keep it busy.  No more than that if
  * urgent ones have to wait behind it.  Lock held.
@@ -269,8 +306,7 @@ choose_room (struct engine *e)
   size_t room = ENGINE_PAYLOAD;
   size_t piece = pacer_piece (&e->pacer, e->rtt, e->opt.channels);
 
-  if (e->rate > 0 && e->urgent_at > 0 &&
-      now_ns () - e->urgent_at < URGENT_PERIOD) {
+  if (e->rate > 0 && is_urgent_time (e)) {
     room = (double) e->rate * (e->rtt + URGENT_WAIT) / NS_PER_S / others;
     if (room > ENGINE_PAYLOAD)
       room = ENGINE_PAYLOAD;
@@ -313,7 +349,10 @@ may_take (const struct engine *e, bool urgent)
 {
   unsigned others = urgent ? e->ordinary_wanted : e->urgent_wanted;
 
-  return e->nr_empty > 0 && (others == 0 || e->urgent_got != urgent);
+  if (others > 0)
+    return e->nr_empty > 0 && e->urgent_got != urgent;
+  /* One is kept for the next urgent one. */
+  return e->nr_empty > (urgent || e->urgent_got ? 0 : is_urgent_time (e));
 }
 
 struct buffer *
@@ -398,6 +437,9 @@ engine_set_deadline (struct engine *e, uint64_t deadline)
 void
 engine_set_bandwidth (struct engine *e, uint64_t bytes_s)
 {
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&e->lock);
+
+  e->limited = bytes_s > 0;
   pacer_set_rate (&e->pacer, bytes_s);
 }
 

@@ -102,7 +102,7 @@ start_engine (struct outgoing *o, struct error *err)
   unsigned n = o->params.channels;
   CLEANUP_FREE struct client **clients = calloc (n, sizeof clients[0]);
   struct engine_options opt = {
-    .producers = o->max_producers,
+    .producers = o->max_producers + 1, /* and the mirror */
     .channels = n,
     .session = o->session,
     .epoch = o->epoch,

@@ -91,6 +91,33 @@ pacer_wait (struct pacer *p, size_t len)
 }
 
 void
+pacer_turn (struct pacer *p)
+{
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&p->lock);
+
+  while (p->rate > 0 && !p->stopped && p->loan == 0 && now_ns () < p->next) {
+    struct timespec until = { p->next / NS_PER_S, p->next % NS_PER_S };
+
+    pthread_cond_timedwait (&p->changed, &p->lock, &until);
+  }
+}
+
+void
+pacer_take (struct pacer *p, size_t len)
+{
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&p->lock);
+  uint64_t now = now_ns ();
+  size_t lent = p->loan < len ? p->loan : len;
+
+  if (p->rate == 0)
+    return;
+  p->loan -= lent;
+  if (p->next + PACER_CREDIT < now)
+    p->next = now - PACER_CREDIT;
+  p->next += duration (p, len - lent);
+}
+
+void
 pacer_stop (struct pacer *p)
 {
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&p->lock);

@@ -44,6 +44,12 @@ void pacer_lend (struct pacer *p, uint64_t bytes);
 /* Wait for the turn of that many bytes. */
 void pacer_wait (struct pacer *p, size_t len);
 
+/* The same for who chooses what to send only when the turn has come: wait for
+ * it, one at a time, and then say how many bytes it is.
+ */
+void pacer_turn (struct pacer *p);
+void pacer_take (struct pacer *p, size_t len);
+
 /* Nobody waits any more. */
 void pacer_stop (struct pacer *p);
 
