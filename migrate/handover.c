@@ -387,7 +387,9 @@ resolve_doubts (struct outgoing *o)
   return 0;
 }
 
-/* One disk's; a connection takes many round trips, so all are opened at once. */
+/* One disk's; a connection takes many round trips, so all are opened at
+ * once.
+ */
 struct forwarding {
   struct outgoing *o;
   struct shipment *s;
