@@ -67,6 +67,10 @@ struct disk_ops {
    * under way get until the deadline (ns).  NULL: there is no such thing.
    */
   void (*hurry) (struct disk *d, uint64_t deadline);
+  /* How often writes that were acknowledged, and not flushed, may have been
+   * lost.  NULL: that does not happen.
+   */
+  unsigned (*losses) (struct disk *d);
   /* See that the system does not use it otherwise (disk/claim.h), and keep it
    * so until it is released or closed.  1: that is so already; 0; or -1 with
    * EBUSY and who uses it.  The caller serialises.  NULL, both of them: who

@@ -15,6 +15,7 @@
 #include "cleanup.h"
 #include "drive.h"
 #include "incoming-names.h"
+#include "unsure.h"
 
 struct named_bitmap *
 drive_find_bitmap (struct drive *d, const char *name)
@@ -93,7 +94,7 @@ struct marks *
 drive_build_marks (struct drive *d, struct bitmap **extra, size_t nr_extra)
 {
   struct marks *m = malloc (
-    sizeof *m + (2 * d->nr_bitmaps + nr_extra + 3) * sizeof m->map[0]);
+    sizeof *m + (2 * d->nr_bitmaps + nr_extra + 4) * sizeof m->map[0]);
 
   if (m == NULL)
     return NULL;
@@ -132,6 +133,8 @@ marks_add_ship (struct marks *m, const struct drive *d)
     m->map[m->nr++] = d->unheld->bits;
     m->persistent |= d->unheld->persistent;
   }
+  if (d->unsure)
+    m->map[m->nr++] = unsure_map (d);
 }
 
 void
@@ -150,6 +153,7 @@ drive_swap_marks (struct drive *d, struct marks *marks)
 {
   struct marks *old = d->marks;
 
+  unsure_settle (d);
   d->marks = marks;
   return old;
 }

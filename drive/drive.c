@@ -21,6 +21,7 @@
 #include "load.h"
 #include "source.h"
 #include "takeover.h"
+#include "unsure.h"
 
 bool
 drive_is_elsewhere (const struct drive *d)
@@ -344,6 +345,8 @@ drive_open (const struct drive_options *opt, struct error *err)
   /* What can't be written is served without bitmaps. */
   if (!d->disk->readonly && open_state (d, opt, err) == -1)
     goto fail;
+  if (unsure_open (d, err) == -1)
+    goto fail;
   d->marks = drive_build_marks (d, NULL, 0);
   if (d->marks == NULL) {
     error_set (err, ENOMEM, "%m");
@@ -457,18 +460,23 @@ int
 drive_shutdown (struct drive *d, struct error *err)
 {
   struct marks *marks;
-  int r;
+  int r, lost = 0;
 
   drive_hurry (d, now_ns () + DRIVE_HURRY);
   keeper_stop (d);
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&d->control);
   gate_close (&d->writes);
   gate_close (&d->reads);
+  /* What the server has lost must be found out while bitmaps record it. */
+  if (d->unsure && d->mode == DRIVE_ACTIVE && unsure_flush (d) == -1)
+    lost = errno;
   marks = drive_swap_marks (d, NULL);
   free (marks);
   drive_end_hooks (d, "the daemon ends");
   pthread_mutex_lock (&d->list);
   r = drive_close_store (d, err);
+  if (r == 0 && lost)
+    r = error_set (err, lost, "flush %s: %s", d->path, strerror (lost));
   pthread_mutex_unlock (&d->list);
   gate_open (&d->reads);
   gate_open (&d->writes);
@@ -482,6 +490,7 @@ drive_free (struct drive *d)
     return;
   keeper_stop (d);
   free (d->marks);
+  unsure_close (d);
   free (d->hooks);
   json_decref (d->points);
   for (size_t i = 0; i < d->nr_bitmaps; i++) {

@@ -124,6 +124,7 @@ struct drive {
   struct gate writes, reads;
   struct marks *marks;   /* read inside 'writes', replaced while it is shut */
   struct hooks *hooks;   /* the same; NULL: none */
+  struct unsure *unsure; /* has its own lock; NULL: the disk loses nothing */
   enum drive_mode mode;  /* read under control, list, or inside a gate */
   uint64_t size;         /* bytes; like 'mode', and changes only in a
                             destination that nobody uses (drive_resize) */
@@ -234,6 +235,11 @@ bool drive_is_elsewhere (const struct drive *d);
 /* ---- requests (drive/io.c); 0, or -1 with errno ---- */
 
 int drive_pread (struct drive *d, void *buf, size_t count, uint64_t offset);
+/* Through the gate for writes, with the regions of that range armed if need
+ * be.  The gate's token, or -1.
+ */
+int drive_enter_armed (struct drive *d, uint64_t offset, uint64_t len);
+
 int drive_pwrite (struct drive *d, const void *buf, size_t count,
                   uint64_t offset, unsigned flags);
 int drive_zero (struct drive *d, uint64_t len, uint64_t offset,

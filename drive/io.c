@@ -14,6 +14,7 @@
 #include <errno.h>
 
 #include "drive.h"
+#include "unsure.h"
 
 static void
 mark (const struct marks *m, uint64_t offset, uint64_t len)
@@ -60,11 +61,8 @@ run_hooks (struct drive *d, uint64_t offset, uint64_t len, uint64_t waited)
   return HOOK_GO_ON;
 }
 
-/* Through the gate, with the regions of that range armed if need be.  Returns
- * the gate's token, or -1 with errno.
- */
-static int
-enter_armed (struct drive *d, uint64_t offset, uint64_t len)
+int
+drive_enter_armed (struct drive *d, uint64_t offset, uint64_t len)
 {
   for (;;) {
     int token = gate_enter (&d->writes);
@@ -87,7 +85,7 @@ enter_hooked (struct drive *d, uint64_t offset, uint64_t len)
   uint64_t waited = 0;
 
   for (;;) {
-    int token = enter_armed (d, offset, len);
+    int token = drive_enter_armed (d, offset, len);
     int64_t wait;
 
     if (token == -1 || d->mode != DRIVE_ACTIVE)
@@ -204,6 +202,7 @@ end_write (struct drive *d, int token, uint64_t offset, uint64_t len, int r)
     saved = EIO;
     r = -1;
   }
+  unsure_look (d);
   errno = saved;
   return r;
 }
@@ -279,6 +278,7 @@ end_read (struct drive *d, int token, int r)
   int saved = errno;
 
   gate_leave (&d->reads, token);
+  unsure_look (d);
   errno = saved;
   return r;
 }
@@ -304,7 +304,8 @@ drive_flush (struct drive *d)
   if (token == -1)
     return -1;
   t = target (d);
-  return end_read (d, token, t->ops->flush (t));
+  return end_read (d, token, t == d->disk && d->unsure ? unsure_flush (d)
+                                                       : t->ops->flush (t));
 }
 
 int

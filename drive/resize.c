@@ -35,6 +35,7 @@ move (struct drive *to, struct drive *from)
   to->touched = from->touched;
   to->found_clean = from->found_clean;
   to->activity = from->activity;
+  to->unsure = from->unsure;
   to->bitmaps = from->bitmaps;
   to->nr_bitmaps = from->nr_bitmaps;
   to->next_id = from->next_id;
@@ -42,6 +43,7 @@ move (struct drive *to, struct drive *from)
   from->store = NULL;
   from->trust = NULL;
   from->activity = NULL;
+  from->unsure = NULL;
   from->bitmaps = NULL;
   from->nr_bitmaps = 0;
 }

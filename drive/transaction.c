@@ -291,7 +291,7 @@ static int
 finish_plan (struct plan *p, struct error *err)
 {
   struct drive *d = p->drive;
-  size_t most = 3 * p->nr + 3, n = 0, companions = 0;
+  size_t most = 3 * p->nr + 4, n = 0, companions = 0;
   bool persistent = false;
 
   p->bitmaps = calloc (p->nr + 1, sizeof p->bitmaps[0]);

@@ -21,6 +21,7 @@
 #include <errno.h>
 #include <inttypes.h>
 #include <pthread.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -69,6 +70,8 @@ struct pool {
   uint64_t written;     /* writes that were acknowledged, in all */
   uint64_t flushed;     /* of these, how many a flush was for */
   bool lost_writes;     /* others were lost with the server, perhaps */
+  uint64_t lost_written; /* what 'written' was at the last of these losses */
+  atomic_uint losses;   /* how often; read without the lock */
 
   char *machine; /* what a server of ours has said of itself, or NULL; of who
                     connects first, or anew */
@@ -180,6 +183,10 @@ server_lost (struct pool *p)
 {
   bool unflushed = p->written > p->flushed;
 
+  if (unflushed && (p->lost_ns == 0 || p->written > p->lost_written)) {
+    atomic_fetch_add (&p->losses, 1);
+    p->lost_written = p->written;
+  }
   p->lost_writes |= unflushed;
   if (p->lost_ns > 0 || p->state == POOL_STOPPED)
     return;
@@ -605,6 +612,12 @@ pool_limit (struct disk *d, unsigned timeout_ms)
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&p->lock);
 
   p->request_ms = timeout_ms;
+}
+
+unsigned
+pool_losses (const struct disk *d)
+{
+  return atomic_load (&((const struct pool *) d)->losses);
 }
 
 const struct client_abilities *

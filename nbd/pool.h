@@ -43,6 +43,9 @@ struct disk *pool_open_foreign (const char *uri, unsigned nr,
                                 unsigned patience_ms, const struct stop *stop,
                                 unsigned timeout_ms, struct error *err);
 
+/* How often a foreign server may have lost writes that it had acknowledged. */
+unsigned pool_losses (const struct disk *d);
+
 /* What the (foreign) server can do. */
 const struct client_abilities *pool_abilities (const struct disk *d);
 

@@ -318,6 +318,12 @@ remote_hurry (struct disk *d, uint64_t deadline)
   pool_hurry (((struct remote *) d)->pool, deadline);
 }
 
+static unsigned
+remote_losses (struct disk *d)
+{
+  return pool_losses (((struct remote *) d)->pool);
+}
+
 static void
 remote_close (struct disk *d)
 {
@@ -337,6 +343,7 @@ static const struct disk_ops remote_ops = {
   .cache = remote_cache,
   .extent = remote_extent,
   .hurry = remote_hurry,
+  .losses = remote_losses,
   .close = remote_close,
 };
 
