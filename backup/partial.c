@@ -6,6 +6,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <libgen.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -50,6 +51,24 @@ open_locked (const char *tmp, struct error *err)
   return error_set (err, EBUSY, "%s is being written by another process", tmp);
 }
 
+/* A FIFO is opened when there is somebody at its other end.  That may be never,
+ * and until then Ctrl-C ends us: nothing has begun.
+ */
+static int
+open_stream (const char *path)
+{
+  sigset_t set, was;
+  int fd;
+
+  sigemptyset (&set);
+  sigaddset (&set, SIGINT);
+  sigaddset (&set, SIGTERM);
+  pthread_sigmask (SIG_UNBLOCK, &set, &was);
+  fd = open (path, O_WRONLY | O_CLOEXEC);
+  pthread_sigmask (SIG_SETMASK, &was, NULL);
+  return fd;
+}
+
 int
 partial_open (struct partial *p, const char *path, bool replace,
               struct error *err)
@@ -66,7 +85,7 @@ partial_open (struct partial *p, const char *path, bool replace,
     return error_set (err, errno, "%m");
   if (stat (path, &st) == 0) {
     if (S_ISFIFO (st.st_mode) || S_ISCHR (st.st_mode)) {
-      p->fd = open (path, O_WRONLY | O_CLOEXEC);
+      p->fd = open_stream (path);
       return p->fd == -1 ? error_set (err, errno, "%s: %m", path) : 0;
     }
     if (!S_ISREG (st.st_mode))

@@ -200,6 +200,10 @@ view_prepare (struct write_hook *h, const struct named_bitmap *nb,
   struct view *v = (struct view *) h;
   const struct drive *d = v->opt.drive;
 
+  /* Two points of one name are more than who follows a chain can bear. */
+  if (parent && uuid_equal (&parent->id, &v->opt.id))
+    return error_set (err, EEXIST, "Bitmap '%s' follows a backup of that id "
+                      "already", nb->name);
   if (make_maps (v, nb, err) == -1)
     return -1;
   identify (v);

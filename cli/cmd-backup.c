@@ -255,6 +255,7 @@ start_copy (struct backup *b, struct copy_options *opt, struct error *err)
 static void
 leave (struct backup *b)
 {
+  control_hurry (b->control);
   session_give_up (&b->session);
   for (size_t i = 0; i < b->nr_outs; i++) {
     if (b->outs[i].partial.tmp)
@@ -360,7 +361,10 @@ say_what_holds (struct backup *b, bool unknown, const struct error *err)
             "advanced the bitmap" : "the daemon did not advance the bitmap",
             err->msg);
   for (size_t i = 0; i < b->session.nr; i++)
-    complain ("%s is complete and durable", b->outs[i].path);
+    if (strcmp (b->outs[i].path, "-") == 0)
+      complain ("what went to standard output is complete");
+    else
+      complain ("%s is complete and durable", b->outs[i].path);
   complain ("no change is lost: %sthe next backup builds upon the same parent "
             "as this one, and holds all that this one holds, too; restore it "
             "without this one", unknown ? "unless 'bitmap list --json' shows "
@@ -375,10 +379,14 @@ run_steps (struct backup *b, const char *pattern, struct error *err)
   bool unknown;
 
   if (prepare (b, pattern, err) == -1 ||
-      session_begin (&b->session, err) == -1)
+      session_begin (&b->session, err) == -1) {
+    copying_interrupted (&b->progress);
     return -1;
+  }
   if (copy_all (b, err) == -1) {
-    if (!b->progress.interrupted)
+    if (b->progress.interrupted)
+      control_hurry (b->control);
+    else
       session_explain (&b->session, err);
     session_give_up (&b->session);
     return -1;
@@ -469,6 +477,8 @@ backup_run (const struct command *cmd, char **args, void *values)
     return usage_error (cmd, "an incremental backup needs --bitmap");
   copying_init (&b.progress, v->json, strcmp (args[1], "-") == 0);
   b.control = control_open (args[0], &err);
+  if (b.control)
+    control_hurry_when (b.control, b.progress.signals);
   if (b.control == NULL || run_steps (&b, args[1], &err) == -1)
     status = failed (&b, &err);
   else

@@ -18,6 +18,7 @@
 #include "control.h"
 
 /* How long a daemon may take to accept and greet us. */
+#define HURRY_S 3 /* after Ctrl-C */
 #define GREETING_S 10
 
 /* The longest message that we take: a list of bitmaps is a few hundred bytes
@@ -33,6 +34,8 @@ struct control {
   size_t scanned; /* so far there is no end of line */
   unsigned last_id;
   uint64_t deadline; /* of control_command */
+  int hurry_fd;   /* -1: none, or no more */
+  uint64_t until; /* UINT64_MAX: there is no hurry */
 };
 
 static int
@@ -114,6 +117,8 @@ control_open (const char *path, struct error *err)
     return NULL;
   }
   c->deadline = UINT64_MAX;
+  c->hurry_fd = -1;
+  c->until = UINT64_MAX;
   c->fd = connect_to (path, err);
   if (c->fd == -1 || greet (c, err) == -1) {
     control_close (c);
@@ -132,6 +137,20 @@ control_close (struct control *c)
   free (c->buf);
   free (c->path);
   free (c);
+}
+
+void
+control_hurry (struct control *c)
+{
+  c->hurry_fd = -1;
+  if (c->until == UINT64_MAX)
+    c->until = now_ns () + HURRY_S * NS_PER_S;
+}
+
+void
+control_hurry_when (struct control *c, int fd)
+{
+  c->hurry_fd = fd;
 }
 
 int
@@ -257,17 +276,26 @@ int
 control_receive (struct control *c, uint64_t deadline, json_t **msg,
                  struct error *err)
 {
-  struct pollfd pfd = { .fd = c->fd, .events = POLLIN };
   int r, timeout;
 
   while ((r = next_message (c, msg, err)) == 0) {
-    timeout = poll_timeout (deadline);
-    r = poll (&pfd, 1, timeout);
+    struct pollfd pfd[2] = {
+      { .fd = c->fd, .events = POLLIN },
+      { .fd = c->hurry_fd, .events = POLLIN }, /* -1 is passed over */
+    };
+
+    timeout = poll_timeout (deadline < c->until ? deadline : c->until);
+    r = poll (pfd, 2, timeout);
     if (r == -1 && errno != EINTR)
       return error_set (err, errno, "poll: %m");
-    if (r == 0 && timeout == 0)
+    if (r == 0 && timeout == 0 && deadline <= c->until)
       return 0;
-    if (r == 1 && fill (c, err) == -1)
+    if (r == 0 && timeout == 0)
+      return error_set (err, ETIMEDOUT, "%s: interrupted, and the daemon does "
+                        "not answer", c->path);
+    if (r > 0 && pfd[1].revents)
+      control_hurry (c);
+    if (r > 0 && pfd[0].revents && fill (c, err) == -1)
       return -1;
   }
   return r;

@@ -22,6 +22,13 @@ struct control;
 struct control *control_open (const char *path, struct error *err);
 void control_close (struct control *c); /* NULL is allowed */
 
+/* Who waits for the daemon, now or later, waits HURRY_S longer at most in all.
+ * The other: once that descriptor (a signalfd) can be read, which is left to
+ * somebody else.
+ */
+void control_hurry (struct control *c);
+void control_hurry_when (struct control *c, int fd);
+
 /* The socket, to be polled for POLLIN before control_receive. */
 int control_fd (const struct control *c);
 

@@ -4,21 +4,37 @@
 #include <config.h>
 
 #include <errno.h>
+#include <fcntl.h>
 #include <langinfo.h>
 #include <locale.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 #include <wchar.h>
 #include <wctype.h>
 
 #include "cleanup.h"
 #include "output.h"
 
+/* What is opened later must not become standard output or error.  To write or
+ * read them fails, as it does without.
+ */
+static void
+reserve_descriptors (void)
+{
+  static const int flags[] = { O_WRONLY, O_RDONLY, O_RDONLY };
+
+  for (int fd = 0; fd < 3; fd++)
+    if (fcntl (fd, F_GETFD) == -1 && errno == EBADF)
+      open ("/dev/null", flags[fd]); /* takes the lowest one */
+}
+
 void
 output_init (void)
 {
+  reserve_descriptors ();
   /* Nothing but the characters: numbers must keep their dots for JSON.
    * Without C.UTF-8, what is not ASCII is shown as \xNN, which is safe.
    */

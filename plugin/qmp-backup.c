@@ -18,7 +18,8 @@ check_id (json_t *value, const char *path, struct error *err)
 {
   struct uuid id;
 
-  if (uuid_parse (json_string_value (value), &id))
+  /* All zeros stands for none. */
+  if (uuid_parse (json_string_value (value), &id) && !uuid_is_zero (&id))
     return 0;
   return error_set (err, EINVAL, "Parameter '%s' expects a UUID", path);
 }

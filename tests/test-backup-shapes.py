@@ -197,6 +197,18 @@ for b, was in many:
     assert read_all(daemon.uri(b["export"])) == was
     end(qmp, b)
 
+# ---- ids that would be no name of a point, or that of two
+refused("expects a UUID", begin, qmp, "a",
+        id="00000000-0000-0000-0000-000000000000")
+qmp.command("block-dirty-bitmap-add", node="a", name="twice")
+b = begin(qmp, "a", bitmap="twice", full=True)
+end(qmp, b)
+refused("of that id already", begin, qmp, "a", bitmap="twice", id=b["id"])
+refused("of that id already", begin, qmp, "a", bitmap="twice", id=b["id"],
+        full=True)
+assert not backups(qmp)
+qmp.command("block-dirty-bitmap-remove", node="a", name="twice")
+
 # ---- where to find them
 found = qmp.command("x-ferry-query-exports")
 assert found == {"uris": ["nbd+unix:///?socket=" + urllib.parse.quote(

@@ -149,6 +149,48 @@ def interrupted(disk, chain):
         chain.go_on()
 
 
+def does_not_answer(disk, chain):
+    """Neither Ctrl-C waits for a daemon that hangs, nor for who never reads a
+    FIFO."""
+    disk.write()
+    b = Backup(disk, "x", "--bitmap=b")
+    assert b.process.stdout.read(10000)     # it is copying
+    disk.daemon.process.send_signal(signal.SIGSTOP)
+    try:
+        b.process.send_signal(signal.SIGINT)
+        assert b.release(check=False) == 130, b.errors
+    finally:
+        disk.daemon.process.send_signal(signal.SIGCONT)
+    wait_for(lambda: disk.backups() == [], "the daemon to give it up")
+    chain.go_on()
+    os.mkfifo("fifo")
+    p = subprocess.Popen([NBDFERRY, "backup", disk.control, "fifo",
+                          "--bitmap=b"], stdin=subprocess.DEVNULL)
+    p.send_signal(signal.SIGINT)
+    p.wait(20)
+    os.unlink("fifo")
+    assert disk.backups() == []
+
+
+def descriptors_closed(disk, chain):
+    """What is opened does not become standard output."""
+    def run(closed, out):
+        return subprocess.run(
+            ["sh", "-c", 'exec "$@" ' + closed, "sh", NBDFERRY, "backup",
+             disk.control, out, "--bitmap=b"], timeout=60).returncode
+
+    for closed in ">&-", "<&- >&-":
+        assert run(closed, "-") == 1
+        assert advanced(disk, chain.archives[-1])
+    disk.write()
+    model = disk.snapshot()
+    name = chain.new_name()
+    assert run("<&- >&- 2>&-", name) == 0
+    chain.archives.append(name)
+    restore(chain.archives, model)
+    chain.go_on()
+
+
 def daemon_killed(disk, chain):
     disk.write()
     h = disk.daemon.connect("vda")
@@ -298,6 +340,8 @@ targets(the_disk, the_chain)
 target_gone(the_disk, the_chain)
 clients_killed(the_disk, the_chain)
 interrupted(the_disk, the_chain)
+does_not_answer(the_disk, the_chain)
+descriptors_closed(the_disk, the_chain)
 daemon_killed(the_disk, the_chain)
 end_lost(the_disk, the_chain)
 given_up_by_the_daemon(the_disk, the_chain)
