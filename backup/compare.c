@@ -103,9 +103,8 @@ tick (void *opaque)
 
 /* An archive is read in order, so by one thread. */
 int
-compare_sides (const struct side *a, const struct side *b,
-               struct bitmap *differs, const struct compare_options *opt,
-               struct error *err)
+compare_sides (struct side *a, struct side *b, struct bitmap *differs,
+               const struct compare_options *opt, struct error *err)
 {
   struct comparison c = { .a = a, .b = b, .differs = differs, .opt = opt };
 
@@ -114,6 +113,8 @@ compare_sides (const struct side *a, const struct side *b,
                           .work = work, .tick = tick,
                           .opaque = &c };
   c.total = a->size < b->size ? a->size : b->size;
+  side_clip (a, c.total);
+  side_clip (b, c.total);
   c.nr = hash_blocks (c.total, a->block);
   c.piece = c.nr / PIECES + 1;
   if (c.piece > PIECE_MAX / a->block)

@@ -19,14 +19,12 @@ struct compare_options {
 
 /* Compare two sides of the same block size, as far as the shorter one goes,
  * and mark in 'differs' (of a size not below that, its granularity the block)
- * each block that is not the same.  If one is longer, a last short block of
- * the other has nothing to be compared with, and counts as different.
+ * each block that is not the same.  The sides are clipped to that.
  *
  * Both may be written to meanwhile: each block is seen as it was at some time
  * of the comparison.  0, or -1.
  */
-int compare_sides (const struct side *a, const struct side *b,
-                   struct bitmap *differs, const struct compare_options *opt,
-                   struct error *err);
+int compare_sides (struct side *a, struct side *b, struct bitmap *differs,
+                   const struct compare_options *opt, struct error *err);
 
 #endif /* FERRY_COMPARE_H */

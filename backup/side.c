@@ -165,6 +165,15 @@ side_open (struct side *s, const char *where, uint64_t block,
   return 0;
 }
 
+void
+side_clip (struct side *s, uint64_t size)
+{
+  struct hash_source source = s->hasher.source;
+
+  source.size = size;
+  hasher_init (&s->hasher, &source, s->block);
+}
+
 int
 side_finish (struct side *s, struct error *err)
 {
@@ -205,11 +214,16 @@ side_read_hashes (struct side_reader *r, uint64_t first, uint64_t nr,
                   uint8_t *out, struct error *err)
 {
   const struct side *s = r->side;
-  int n = s->by_hash
-            ? client_pread (r->client, out, nr * HASH_SIZE, first * HASH_SIZE)
-            : hasher_read (&s->hasher, first, nr, out);
+  const struct hasher *h = &s->hasher;
+  uint64_t known = s->by_hash ? nr : 0; /* of them, by the server */
 
-  if (n == 0)
+  if (known > 0 && h->source.size < s->size &&
+      h->source.size % s->block != 0 && first + nr == h->nr)
+    known--;
+  if ((known == 0 || client_pread (r->client, out, known * HASH_SIZE,
+                                   first * HASH_SIZE) == 0) &&
+      (known == nr || hasher_read (h, first + known, nr - known,
+                                   out + known * HASH_SIZE) == 0))
     return 0;
   return error_set (err, errno, "%s: reading at %" PRIu64 ": %m", s->where,
                     first * s->block);

@@ -28,7 +28,7 @@ struct side {
   uint64_t block;     /* of the hashes */
   char *hash_export;  /* its name, if by_hash */
   const struct stop *stop;
-  struct hasher hasher; /* unless by_hash */
+  struct hasher hasher; /* unless by_hash; for what is clipped always */
 };
 
 /* 'where' and 'stop' (may be NULL: then nothing ends a wait but time) must
@@ -43,6 +43,11 @@ int side_open (struct side *s, const char *where, uint64_t block,
 /* The same for a disk that is open, and stays the caller's. */
 int side_of_disk (struct side *s, const char *where, struct disk *d,
                   uint64_t block, const struct stop *stop, struct error *err);
+
+/* Have the side end at 'size' bytes, which must not be more than it has: a last
+ * block that has become shorter by that is read, whoever has the hashes.
+ */
+void side_clip (struct side *s, uint64_t size);
 
 /* All that was needed of it was read: 0; -1 if something was wrong with it that
  * was not seen before.

@@ -82,6 +82,18 @@ class Verify(unittest.TestCase):
             f.write(bytes(MiB - SIZE % MiB))
         out = verify("a.raw", "b.raw", status=1).stdout
         self.assertIn("sizes differ", out)
+        # the last block of the shorter one is compared as far as it goes
+        self.assertIn("Different: 0 B", out)
+        for where in "a.raw", "b.raw":
+            one = Nbdkit("disk=d=" + where, name="one")
+            r = verify_json(one.uri(), {"a.raw": "b.raw",
+                                        "b.raw": "a.raw"}[where], status=1)
+            self.assertEqual((r["differing"], r["a"]["read-as"]),
+                             (0, "hashes"))
+            one.stop()
+        write("b.raw", SIZE - 1, b"\xa5")
+        self.assertEqual(ranges(verify_json("a.raw", "b.raw", status=1)), [
+            (SIZE // BLOCK * BLOCK, SIZE % BLOCK)])
         os.truncate("a.raw", 8 * MiB)
         r = verify_json("a.raw", "b.raw", status=1)
         self.assertEqual((r["differing"], r["compared"]), (0, 8 * MiB))
