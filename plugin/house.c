@@ -13,12 +13,12 @@
 #include "cleanup.h"
 #include "clock.h"
 #include "house.h"
+#include "import-at-start.h"
 #include "log.h"
 #include "pool.h"
 #include "qmp.h"
 #include "qmp-query.h"
 #include "revive.h"
-#include "takeover-bitmaps.h"
 #include "views.h"
 
 struct house house = {
@@ -98,7 +98,7 @@ house_open (const struct drive_options *options, size_t nr,
     if (house.drives[i] == NULL)
       return -1;
     house.nr_drives++;
-    if (takeover_bitmaps (house.drives[i], &options[i], err) == -1)
+    if (import_at_start (house.drives[i], &options[i], err) == -1)
       return -1;
   }
   if (control == NULL)

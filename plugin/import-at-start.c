@@ -14,7 +14,7 @@
 #include "cleanup.h"
 #include "house.h"
 #include "import.h"
-#include "takeover-bitmaps.h"
+#include "import-at-start.h"
 
 static bool
 is_here (void *opaque, const char *name)
@@ -46,8 +46,8 @@ take (struct drive *d, const struct drive_options *opt, const char *name,
 }
 
 int
-takeover_bitmaps (struct drive *d, const struct drive_options *opt,
-                  struct error *err)
+import_at_start (struct drive *d, const struct drive_options *opt,
+                 struct error *err)
 {
   CLEANUP_FREE char *names = NULL;
   char *name, *save;
