@@ -22,6 +22,7 @@
 #include "command.h"
 #include "drive.h"
 #include "finisher.h"
+#include "info-json.h"
 #include "log.h"
 #include "migrate-local.h"
 #include "output.h"
@@ -245,30 +246,11 @@ resolve (struct local *l, struct error *err)
 static json_t *
 info_json (const struct migrate_info *i)
 {
-  const bool completed = i->status == MIGRATE_COMPLETED;
-  json_t *info;
+  CLEANUP_FREE char *error = text_printable (i->error);
+  json_t *info = migrate_info_to_json (i);
 
-  info = json_pack ("{s:s, s:I, s:I, s:I, s:{s:I, s:I, s:I, s:I, s:I, s:I, "
-                    "s:I, s:I, s:f, s:I}, s:{s:I}}",
-                    "status", migrate_status_name (i->status),
-                    "total-time", (json_int_t) i->total_ms,
-                    "setup-time", (json_int_t) i->setup_ms,
-                    completed ? "downtime" : "expected-downtime",
-                    (json_int_t) (completed ? i->downtime_ms
-                                  : i->expected_downtime_ms),
-                    "disk",
-                    "transferred", (json_int_t) i->transferred,
-                    "remaining", (json_int_t) i->remaining,
-                    "total", (json_int_t) i->total,
-                    "duplicate", (json_int_t) (i->zero_bytes / 4096),
-                    "normal", (json_int_t) (i->normal_bytes / 4096),
-                    "normal-bytes", (json_int_t) i->normal_bytes,
-                    "dirty-pages-rate", (json_int_t) i->dirty_rate,
-                    "dirty-sync-count", (json_int_t) i->round,
-                    "mbps", i->mbps, "page-size", (json_int_t) 4096,
-                    "x-ferry", "bitmap-bytes", (json_int_t) i->bitmap_bytes);
   if (i->status == MIGRATE_FAILED)
-    json_object_set_new (info, "error-desc", json_string (i->error));
+    json_object_set_new (info, "error-desc", json_string (error));
   return info;
 }
 
