@@ -293,6 +293,7 @@ qmp_each_command (bool (*visit) (const struct qmp_command *cmd, void *opaque),
     qmp_bitmap_extra_commands, qmp_backup_commands, qmp_exports_commands,
     qmp_sync_commands,
     qmp_migrate_commands,
+    qmp_migrate_params_commands,
   };
 
   for (size_t i = 0; i < sizeof tables / sizeof tables[0]; i++)

@@ -82,6 +82,7 @@ extern const struct qmp_command qmp_exports_commands[];
 extern const struct qmp_command qmp_sync_commands[];
 extern const struct qmp_command qmp_query_commands[];
 extern const struct qmp_command qmp_migrate_commands[];
+extern const struct qmp_command qmp_migrate_params_commands[];
 
 /* Call 'visit' for each command there is; stops when it returns false. */
 void qmp_each_command (bool (*visit) (const struct qmp_command *cmd,

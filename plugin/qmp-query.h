@@ -11,6 +11,10 @@
 /* What query-migrate returns (qmp-migrate.c). */
 json_t *qmp_migration_info (void);
 
+/* Of a parameter that is a block-bitmap-mapping (qmp-migrate-params.c). */
+struct error;
+int qmp_check_mapping (json_t *value, const char *path, struct error *err);
+
 /* Who serves the disk, as of now. */
 enum drive_mode qmp_drive_mode (struct drive *d);
 
