@@ -88,7 +88,8 @@ struct disk {
   bool readonly;
   bool can_extents;
   bool rotational;
-  bool fixed_size; /* a device, or a server's: it may be larger than what is kept on it */
+  bool fixed_size; /* a device, or a server's: it may be larger than what is
+                      kept on it */
 };
 
 /* Open a raw file or a block device, and lock it as QEMU does.  If 'create'

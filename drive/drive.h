@@ -312,8 +312,8 @@ void drive_set_mode (struct drive *d, enum drive_mode mode,
                      struct disk *remote);
 
 /* Have writes mark 'ship', and d->unheld, as well; when it returns, no write is
- * under way that did not know.  And no more: cannot fail, and when it returns, nobody uses
- * it.  Both take control and gate.
+ * under way that did not know.  And no more: cannot fail, and when it returns,
+ * nobody uses it.  Both take control and gate.
  */
 int drive_set_ship (struct drive *d, struct bitmap *ship, struct error *err);
 void drive_drop_ship (struct drive *d);

@@ -47,7 +47,8 @@ void gate_init (struct gate *g);
 void gate_destroy (struct gate *g);
 
 /* The shared side.  gate_enter waits while the door is shut; it returns a
- * token for gate_leave (in any thread), or -1 with ESHUTDOWN once the gate was stopped.
+ * token for gate_leave (in any thread), or -1 with ESHUTDOWN once the gate was
+ * stopped.
  */
 int gate_enter (struct gate *g);
 void gate_leave (struct gate *g, int token);

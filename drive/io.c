@@ -2,8 +2,8 @@
  * SPDX-License-Identifier: BSD-3-Clause
  *
  * A request that changes data goes: gate, arm, hooks, mark, submit, mark
- * again, leave.  What is marked is fixed when the request is inside the gate, since
- * it is replaced only while the gate is shut.
+ * again, leave.  What is marked is fixed when the request is inside the gate,
+ * since it is replaced only while the gate is shut.
  *
  * The activity log is looked at inside the gate, because a region is disarmed
  * only when all who have seen it armed have left (drive/keeper.c).  It is

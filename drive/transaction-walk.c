@@ -113,8 +113,8 @@ sync_merges (struct transaction *t, struct error *err)
 }
 
 int
-transaction_walk (struct transaction *t, const struct bitmap_action *actions, size_t nr,
-      struct error *err)
+transaction_walk (struct transaction *t, const struct bitmap_action *actions,
+                  size_t nr, struct error *err)
 {
   bool cleared = false;
 

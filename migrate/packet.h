@@ -9,9 +9,9 @@
  *
  *   header | JSON
  *
- * (a BLOB has a payload behind that).  Building and parsing happen in place, in a buffer that somebody else owns;
- * nothing is allocated.  Parsing checks every size against what is there
- * before it is used.
+ * (a BLOB has a payload behind that).  Building and parsing happen in place, in
+ * a buffer that somebody else owns; nothing is allocated.  Parsing checks every
+ * size against what is there before it is used.
  */
 #ifndef FERRY_PACKET_H
 #define FERRY_PACKET_H
