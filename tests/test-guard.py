@@ -157,6 +157,16 @@ for kind, (make, says) in KINDS.items():
 # ---- a disk that the system uses ----
 
 
+def held(device):
+    """Does somebody have it exclusively?  Another program that has just made a
+    mount name space of its own keeps what was mounted for a moment."""
+    try:
+        os.close(os.open(device, os.O_RDONLY | os.O_EXCL))
+    except OSError as e:
+        return e.errno == 16
+    return False
+
+
 def system():
     """As far as loop devices and mounts are to be had here."""
     sparse("under.raw")
@@ -181,6 +191,7 @@ def system():
                    overwrite=overwrite)
     finally:
         quiet("umount", "mnt")
+    wait_for(lambda: not held(device), "the device")
     refuse(device, "ext4", state=("state=loop.state",))
     # Somebody has it exclusively, as mkfs or mdadm would.
     fd = os.open(device, os.O_RDONLY | os.O_EXCL)
@@ -199,19 +210,13 @@ def system():
     wait_for(lambda: qmp.command("x-ferry-status")["migration"]
              .get("disk", {}).get("transferred", 0) > 0, "data")
 
-    def held():
-        try:
-            os.close(os.open(device, os.O_RDONLY | os.O_EXCL))
-        except OSError as e:
-            return e.errno == 16
-        return False
-    wait_for(held, "the claim")
+    wait_for(lambda: held(device), "the claim")
     qmp.command("migrate-cancel")
     wait_for(lambda: qmp.command("query-migrate")["status"] == "cancelled",
              "the cancel")
     qmp.command("migrate-set-parameters", max_bandwidth=0)
     d.stop()
-    assert not held()
+    assert not held(device)
 
 
 def partition(device):
@@ -228,6 +233,7 @@ def partition(device):
         refuse(device, "in use", "its partition \\w+p1 is mounted on",
                overwrite=True, state=("state=loop.state",))
         quiet("umount", "mnt")
+        wait_for(lambda: not held(device), "the device")
     finally:
         subprocess.run(["partx", "-d", device], stderr=subprocess.DEVNULL)
 
