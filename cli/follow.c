@@ -159,6 +159,19 @@ cancel_reply (struct follow *f, const json_t *msg)
             err.msg);
 }
 
+/* After an event: at once if that was the end, and else not too often. */
+static void
+query_soon (struct follow *f, const json_t *msg)
+{
+  const char *status = json_string_value (
+    json_object_get (json_object_get (msg, "data"), "status"));
+  bool ended = status && (strcmp (status, "completed") == 0 ||
+                          strcmp (status, "failed") == 0 ||
+                          strcmp (status, "cancelled") == 0);
+
+  f->next_query = ended ? 0 : f->last_query + QUERY_MIN_NS;
+}
+
 static void
 handle_message (struct follow *f, const json_t *msg)
 {
@@ -166,7 +179,7 @@ handle_message (struct follow *f, const json_t *msg)
   struct error err;
 
   if (event && strcmp (event, "MIGRATION") == 0)
-    f->next_query = f->last_query + QUERY_MIN_NS;
+    query_soon (f, msg);
   else if (event)
     return;
   else if (!f->accepted && control_is_reply (msg, f->migrate_id)) {
