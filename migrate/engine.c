@@ -54,13 +54,17 @@ struct engine {
 
   pthread_mutex_t lock; /* protects what follows */
   pthread_cond_t can_fill; /* a buffer is empty, or it failed */
-  pthread_cond_t can_send; /* a buffer is full, or it failed, or ends */
-  pthread_cond_t drained;  /* nothing is under way, or it failed */
+  pthread_cond_t can_send; /* a buffer is full or to be filled, or it failed,
+                              or ends */
+  pthread_cond_t drained;  /* nothing is under way or being filled, or it
+                              failed */
   struct buffer **empty;   /* stack */
   unsigned nr_empty;
   struct queue ordinary, urgent;
   unsigned urgent_wanted, ordinary_wanted; /* who waits for an empty buffer for
                                               such */
+  bool run;               /* opt.fill has something left */
+  unsigned filling;       /* threads that are in it */
   bool urgent_got;        /* the last buffer was taken for an urgent one */
   bool limited;           /* the bandwidth is */
   bool choosing;          /* a channel waits for its turn to send */
@@ -192,54 +196,6 @@ send_buffer (struct channel *ch, struct buffer *b)
   return -1;
 }
 
-static struct buffer *
-take_full (struct engine *e)
-{
-  bool urgent = e->urgent.nr > 0 &&
-                (e->ordinary.nr == 0 || !e->urgent_last);
-  struct queue *q = urgent ? &e->urgent : &e->ordinary;
-  struct buffer *b = q->ring[q->first];
-
-  e->urgent_last = urgent;
-  q->first = (q->first + 1) % e->nr_buffers;
-  q->nr--;
-  q->in_flight++;
-  return b;
-}
-
-/* With a limit, one thread at a time waits until something may go; only then it
- * is chosen what, so that what is urgent does not wait behind the others.
- */
-static struct buffer *
-next_full (struct engine *e)
-{
-  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&e->lock);
-
-  for (;;) {
-    struct buffer *b;
-
-    while ((e->choosing || e->ordinary.nr + e->urgent.nr == 0) && !e->failed &&
-           !(e->ending && !e->choosing))
-      pthread_cond_wait (&e->can_send, &e->lock);
-    if (e->failed || e->ordinary.nr + e->urgent.nr == 0)
-      return NULL;
-    if (e->limited && !e->turn) {
-      e->choosing = true;
-      pthread_mutex_unlock (&e->lock);
-      pacer_turn (&e->pacer);
-      pthread_mutex_lock (&e->lock);
-      e->choosing = false;
-      e->turn = true;
-      pthread_cond_broadcast (&e->can_send);
-      continue;
-    }
-    b = take_full (e);
-    e->turn = false;
-    pacer_take (&e->pacer, wire_len (b));
-    return b;
-  }
-}
-
 static struct queue *
 queue_of (struct engine *e, const struct buffer *b)
 {
@@ -261,31 +217,24 @@ put_empty (struct engine *e, struct buffer *b)
     pthread_cond_broadcast (&e->can_fill);
   else
     pthread_cond_signal (&e->can_fill);
+  if (e->run)
+    pthread_cond_signal (&e->can_send);
   if (is_idle (queue_of (e, b)))
     pthread_cond_broadcast (&e->drained);
 }
 
-static void *
-channel_thread (void *arg)
+/* Lock held. */
+static void
+put_full (struct engine *e, struct buffer *b)
 {
-  struct channel *ch = arg;
-  struct engine *e = ch->engine;
-  struct buffer *b;
+  struct queue *q = queue_of (e, b);
 
-  while ((b = next_full (e)) != NULL) {
-    int r = send_buffer (ch, b);
-
-    if (r == 0)
-      e->opt.acked (e->opt.opaque, b);
-    pthread_mutex_lock (&e->lock);
-    queue_of (e, b)->in_flight--;
-    put_empty (e, b);
-    pthread_mutex_unlock (&e->lock);
-  }
-  return NULL;
+  q->ring[(q->first + q->nr) % e->nr_buffers] = b;
+  q->nr++;
+  pthread_cond_signal (&e->can_send);
 }
 
-/* ---- what producers use ---- */
+/* ---- empty buffers ---- */
 
 /* Was an urgent packet wanted lately?  Lock held. */
 static bool
@@ -355,6 +304,120 @@ may_take (const struct engine *e, bool urgent)
   return e->nr_empty > (urgent || e->urgent_got ? 0 : is_urgent_time (e));
 }
 
+/* ---- channels ---- */
+
+static struct buffer *
+take_full (struct engine *e)
+{
+  bool urgent = e->urgent.nr > 0 &&
+                (e->ordinary.nr == 0 || !e->urgent_last);
+  struct queue *q = urgent ? &e->urgent : &e->ordinary;
+  struct buffer *b = q->ring[q->first];
+
+  e->urgent_last = urgent;
+  q->first = (q->first + 1) % e->nr_buffers;
+  q->nr--;
+  q->in_flight++;
+  return b;
+}
+
+/* Have an empty buffer filled by this thread, which drops the lock meanwhile. */
+static void
+fill_one (struct engine *e, unsigned worker)
+{
+  struct buffer *b = take_empty (e, false);
+  struct error err;
+  int r;
+
+  e->filling++;
+  pthread_mutex_unlock (&e->lock);
+  r = e->opt.fill (e->opt.opaque, worker, b, &err);
+  pthread_mutex_lock (&e->lock);
+  e->filling--;
+  if (r == 1)
+    put_full (e, b);
+  else {
+    e->run = false;
+    put_empty (e, b);
+  }
+  if (r == -1)
+    fail_locked (e, &err);
+  if (!e->run && e->filling == 0)
+    pthread_cond_broadcast (&e->drained);
+}
+
+/* Wait until there is something to send; false: it failed, or ends.  Whoever
+ * waits for a turn has what is to be sent then.  Lock held.
+ */
+static bool
+wait_full (struct engine *e, unsigned worker)
+{
+  while (!e->failed) {
+    bool full = e->ordinary.nr + e->urgent.nr > 0;
+
+    if (full && !e->choosing)
+      return true;
+    if (!full && e->run && may_take (e, false))
+      fill_one (e, worker);
+    else if (!full && e->ending)
+      return false;
+    else
+      pthread_cond_wait (&e->can_send, &e->lock);
+  }
+  return false;
+}
+
+/* With a limit, one thread at a time waits until something may go; only then it
+ * is chosen what, so that what is urgent does not wait behind the others.
+ */
+static struct buffer *
+next_full (struct engine *e, unsigned worker)
+{
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&e->lock);
+
+  while (wait_full (e, worker)) {
+    struct buffer *b;
+
+    if (e->limited && !e->turn) {
+      e->choosing = true;
+      pthread_mutex_unlock (&e->lock);
+      pacer_turn (&e->pacer);
+      pthread_mutex_lock (&e->lock);
+      e->choosing = false;
+      e->turn = true;
+      pthread_cond_broadcast (&e->can_send);
+      continue;
+    }
+    b = take_full (e);
+    e->turn = false;
+    pacer_take (&e->pacer, wire_len (b));
+    return b;
+  }
+  return NULL;
+}
+
+static void *
+channel_thread (void *arg)
+{
+  struct channel *ch = arg;
+  struct engine *e = ch->engine;
+  struct buffer *b;
+
+  while ((b = next_full (e, ch->number - 1)) != NULL) {
+    int r = send_buffer (ch, b);
+
+    if (r == 0)
+      e->opt.acked (e->opt.opaque, b);
+    pthread_mutex_lock (&e->lock);
+    queue_of (e, b)->in_flight--;
+    put_empty (e, b);
+    pthread_mutex_unlock (&e->lock);
+  }
+  return NULL;
+}
+
+/* ---- what producers use ---- */
+
 struct buffer *
 engine_get (struct engine *e)
 {
@@ -384,11 +447,8 @@ void
 engine_put (struct engine *e, struct buffer *b)
 {
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&e->lock);
-  struct queue *q = queue_of (e, b);
 
-  q->ring[(q->first + q->nr) % e->nr_buffers] = b;
-  q->nr++;
-  pthread_cond_signal (&e->can_send);
+  put_full (e, b);
 }
 
 void
@@ -397,6 +457,22 @@ engine_return (struct engine *e, struct buffer *b)
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&e->lock);
 
   put_empty (e, b);
+}
+
+int
+engine_run (struct engine *e, struct error *err)
+{
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&e->lock);
+
+  e->run = true;
+  pthread_cond_broadcast (&e->can_send);
+  while ((e->run && !e->failed) || e->filling > 0)
+    pthread_cond_wait (&e->drained, &e->lock);
+  e->run = false;
+  if (!e->failed)
+    return 0;
+  *err = e->error;
+  return -1;
 }
 
 static int

@@ -13,7 +13,6 @@
 #include "outgoing.h"
 #include "shipment.h"
 
-#define MAX_PRODUCERS 4
 
 /* Forwarded clients share that many connections. */
 #define FORWARD_CONNECTIONS 16
@@ -58,7 +57,9 @@ struct outgoing {
   /* The migration thread's own. */
   char *uri;
   struct client *control;
-  struct engine *engine;   /* also used by producers, while they run */
+  struct engine *engine;   /* also used by the mirror, while it runs */
+  struct compressor *compressors; /* one for each channel of the engine */
+  unsigned nr_compressors;
   struct packet_header h;  /* for control packets */
   struct flusher *flusher; /* also used by channels, while they run */
   uint64_t epoch;          /* of this connection */
@@ -86,11 +87,7 @@ struct outgoing {
   bool recover_asked;
   char *new_uri;        /* then; or NULL */
   bool running;         /* the engine may be used */
-  /* Producers: a round is open while 'producing' > 0. */
-  unsigned round, first_round; /* of this connection: the next one after */
-  unsigned producing, producers, max_producers;
-  bool producers_end;
-  pthread_t producer[MAX_PRODUCERS];
+  unsigned round;
   uint64_t sample_ns, sample_bytes; /* when the rate was measured last */
   uint64_t wire_bytes, normal_bytes, zero_bytes, bitmap_bytes;
   uint64_t bandwidth;   /* bytes a second on the wire, as measured; 0: not */
@@ -113,10 +110,9 @@ void outgoing_tell (struct outgoing *o);
 
 /* ---- rounds.c ---- */
 
-/* A producer's thread: takes part in each round. */
-void *outgoing_producer (void *o);
-
-/* The engine's callback: a packet has arrived. */
+/* The engine's callbacks: a packet is to be filled, and has arrived. */
+int outgoing_fill (void *o, unsigned worker, struct buffer *b,
+                   struct error *err);
 void outgoing_acked (void *o, struct buffer *b);
 
 /* Ship what is dirty, once through all disks, until it is acknowledged. */

@@ -134,7 +134,6 @@ start (struct outgoing *o, const struct migrate_params *params,
        void (*changed) (void *opaque, const struct migrate_info *),
        void *opaque, struct error *err)
 {
-  long cpus = sysconf (_SC_NPROCESSORS_ONLN);
   int r;
 
   o->changed = changed;
@@ -142,9 +141,6 @@ start (struct outgoing *o, const struct migrate_params *params,
   o->params = *params;
   o->params.mapping = NULL; /* the shipments have it */
   o->params.blobs = NULL;   /* o->blobs */
-  o->max_producers = 1;
-  if (params->compression != MIGRATE_COMPRESSION_NONE && cpus > 1)
-    o->max_producers = cpus < MAX_PRODUCERS ? cpus : MAX_PRODUCERS;
   o->started_ns = o->sample_ns = now_ns ();
   for (size_t i = 0; i < o->nr; i++) {
     o->info.total += o->drives[i]->size;

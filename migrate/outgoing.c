@@ -97,22 +97,45 @@ open_data_channel (struct outgoing *o, uint32_t number, struct error *err)
 }
 
 static int
+make_compressors (struct outgoing *o, unsigned n)
+{
+  o->compressors = calloc (n, sizeof o->compressors[0]);
+  if (o->compressors == NULL)
+    return -1;
+  o->nr_compressors = n;
+  for (unsigned i = 0; i < n; i++)
+    compressor_set_level (&o->compressors[i], &o->params);
+  return 0;
+}
+
+static void
+free_compressors (struct outgoing *o)
+{
+  for (unsigned i = 0; i < o->nr_compressors; i++)
+    compressor_free (&o->compressors[i]);
+  free (o->compressors);
+  o->compressors = NULL;
+  o->nr_compressors = 0;
+}
+
+static int
 start_engine (struct outgoing *o, struct error *err)
 {
   unsigned n = o->params.channels;
   CLEANUP_FREE struct client **clients = calloc (n, sizeof clients[0]);
   struct engine_options opt = {
-    .producers = o->max_producers + 1, /* and the mirror */
+    .producers = 2, /* the leading thread, and the mirror */
     .channels = n,
     .session = o->session,
     .epoch = o->epoch,
     .stop = &o->cancel,
+    .fill = outgoing_fill,
     .acked = outgoing_acked,
     .opaque = o,
   };
   size_t bitmaps = 0;
 
-  if (clients == NULL)
+  if (clients == NULL || make_compressors (o, n) == -1)
     return error_set (err, ENOMEM, "%m");
   if (outgoing_open_channels (o, open_data_channel, clients, n, err) == -1)
     goto out;
@@ -144,20 +167,6 @@ start_flusher (struct outgoing *o, struct error *err)
   if (o->flusher == NULL)
     client_close (c);
   return o->flusher ? 0 : -1;
-}
-
-static int
-start_producers (struct outgoing *o, struct error *err)
-{
-  for (unsigned i = 0; i < o->producers; i++) {
-    int r = pthread_create (&o->producer[i], NULL, outgoing_producer, o);
-
-    if (r != 0) {
-      o->producers = i;
-      return error_set (err, r, "start a thread: %m");
-    }
-  }
-  return 0;
 }
 
 static int
@@ -195,31 +204,15 @@ setup (struct outgoing *o, struct error *err)
   if (o->info.setup_ms == 0)
     o->info.setup_ms = (now_ns () - o->started_ns) / NS_PER_MS;
   mirror_set_wanted (o->mirror, o->params.copy_mode == MIGRATE_WRITE_BLOCKING);
-  o->producers = o->max_producers;
-  o->first_round = o->round;
-  o->producers_end = false;
   pthread_mutex_unlock (&o->lock);
-  if (mirror_start (o->mirror, err) == -1) {
-    o->producers = 0; /* there are none to be joined */
-    return -1;
-  }
-  return start_producers (o, err);
+  return mirror_start (o->mirror, err);
 }
 
 /* ---- ending ---- */
 
-static void
-end_producers (struct outgoing *o)
-{
-  pthread_mutex_lock (&o->lock);
-  o->producers_end = true;
-  pthread_cond_broadcast (&o->cond);
-  pthread_mutex_unlock (&o->lock);
-}
-
 /* The connection has ended, well or not: nobody sends or waits any more. */
 static void
-tear_down (struct outgoing *o, unsigned started)
+tear_down (struct outgoing *o)
 {
   struct error err;
 
@@ -228,16 +221,14 @@ tear_down (struct outgoing *o, unsigned started)
     error_set (&err, ECANCELED, "the connection is given up");
     engine_fail (o->engine, &err);
   }
-  end_producers (o);
   mirror_end (o->mirror);
-  for (unsigned i = 0; i < started; i++)
-    pthread_join (o->producer[i], NULL);
   pthread_mutex_lock (&o->lock);
   o->running = false;
   pthread_mutex_unlock (&o->lock);
   flusher_end (o->flusher);
   engine_free (o->engine);
   o->engine = NULL;
+  free_compressors (o);
   o->progress = o->flusher && flusher_held (o->flusher) > 0;
   flusher_free (o->flusher);
   o->flusher = NULL;
@@ -308,7 +299,7 @@ run_connection (struct outgoing *o, struct error *err)
     engine_failed (o->engine, err);
   if (r == -1)
     outgoing_explain_pause (o, err);
-  tear_down (o, o->running ? o->producers : 0);
+  tear_down (o);
   return r;
 }
 

@@ -2,8 +2,8 @@
  * SPDX-License-Identifier: BSD-3-Clause
  *
  * A round goes once through all disks and ships what is dirty.  The leading
- * thread opens it and waits for its end; producers fill packets, the engine's
- * channels send them.  Between two rounds nothing is in flight: then the
+ * thread opens it and waits for its end; the engine's channels have packets
+ * filled and send them.  Between two rounds nothing is in flight: then the
  * leading thread tells the destination about bitmaps that changed without a
  * write.
  */
@@ -16,61 +16,22 @@
 #include "flusher.h"
 #include "resume.h"
 
-/* ---- producers ---- */
+/* ---- packets ---- */
 
-static int
-produce_round (struct outgoing *o, struct compressor *c)
+/* A channel's thread has nothing to send. */
+int
+outgoing_fill (void *opaque, unsigned worker, struct buffer *b,
+               struct error *err)
 {
-  struct error err;
+  struct outgoing *o = opaque;
+  int r = 0;
 
-  for (size_t i = 0; i < o->nr; i++) {
-    int r = 1;
-
-    while (r == 1) {
-      struct buffer *b = engine_get (o->engine);
-
-      if (b == NULL)
-        return -1;
-      r = shipment_fill (&o->shipments[i], b, o->params.compression, c, &err);
-      if (r == 1)
-        engine_put (o->engine, b);
-      else
-        engine_return (o->engine, b);
-    }
-    if (r == -1) {
-      outgoing_is_lasting (o); /* our own disk, or our memory */
-      engine_fail (o->engine, &err);
-      return -1;
-    }
-  }
-  return 0;
-}
-
-void *
-outgoing_producer (void *arg)
-{
-  struct outgoing *o = arg;
-  struct compressor c = { 0 };
-  unsigned done;
-
-  pthread_mutex_lock (&o->lock);
-  done = o->first_round;
-  compressor_set_level (&c, &o->params);
-  for (;;) {
-    while (o->round == done && !o->producers_end)
-      pthread_cond_wait (&o->cond, &o->lock);
-    if (o->producers_end)
-      break;
-    done = o->round;
-    pthread_mutex_unlock (&o->lock);
-    produce_round (o, &c); /* an error is the engine's */
-    pthread_mutex_lock (&o->lock);
-    if (--o->producing == 0)
-      pthread_cond_broadcast (&o->cond);
-  }
-  pthread_mutex_unlock (&o->lock);
-  compressor_free (&c);
-  return NULL;
+  for (size_t i = 0; i < o->nr && r == 0; i++)
+    r = shipment_fill (&o->shipments[i], b, o->params.compression,
+                       &o->compressors[worker], err);
+  if (r == -1)
+    outgoing_is_lasting (o); /* our own disk, or our memory */
+  return r;
 }
 
 /* A channel's thread: a packet has arrived. */
@@ -100,11 +61,9 @@ outgoing_round (struct outgoing *o, struct error *err)
     shipment_rewind (&o->shipments[i]);
   pthread_mutex_lock (&o->lock);
   o->round++;
-  o->producing = o->producers;
-  pthread_cond_broadcast (&o->cond);
-  while (o->producing > 0)
-    pthread_cond_wait (&o->cond, &o->lock);
   pthread_mutex_unlock (&o->lock);
+  if (engine_run (o->engine, err) == -1)
+    return -1;
   return engine_drain_ordinary (o->engine, err);
 }
 
