@@ -4,16 +4,11 @@
 #include <config.h>
 
 #include <errno.h>
-#include <pthread.h>
-#include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 
 #include "cleanup.h"
 #include "clock.h"
-#include "engine.h"
-#include "pacer.h"
+#include "engine-impl.h"
 
 /* A packet holds at least one chunk. */
 #define MIN_ROOM 4096
@@ -28,63 +23,6 @@
 #define URGENT_PERIOD   NS_PER_S
 #define URGENT_WAIT     (10 * NS_PER_MS)
 #define MIN_URGENT_ROOM (64 << 10)
-
-struct channel {
-  struct engine *engine;
-  struct client *client; /* the thread's own */
-  unsigned number;       /* from 1; 0 is the control channel */
-  pthread_t thread;
-};
-
-/* Full buffers of one kind, in a ring, and how many are on the wire. */
-struct queue {
-  struct buffer **ring;
-  unsigned first, nr;
-  unsigned in_flight;
-};
-
-struct engine {
-  struct engine_options opt; /* read-only */
-  struct channel *channels;  /* the vector is read-only */
-  unsigned running;          /* how many threads were started; the owner's */
-  struct buffer *buffers;    /* all of them; the vector is read-only */
-  unsigned nr_buffers;
-
-  struct pacer pacer; /* has its own lock */
-
-  pthread_mutex_t lock; /* protects what follows */
-  pthread_cond_t can_fill; /* a buffer is empty, or it failed */
-  pthread_cond_t can_send; /* a buffer is full or to be filled, or it failed,
-                              or ends */
-  pthread_cond_t drained;  /* nothing is under way or being filled, or it
-                              failed */
-  struct buffer **empty;   /* stack */
-  unsigned nr_empty;
-  struct queue ordinary, urgent;
-  unsigned urgent_wanted, ordinary_wanted; /* who waits for an empty buffer for
-                                              such */
-  bool run;               /* opt.fill has something left */
-  unsigned filling;       /* threads that are in it */
-  bool urgent_got;        /* the last buffer was taken for an urgent one */
-  bool limited;           /* the bandwidth is */
-  bool choosing;          /* a channel waits for its turn to send */
-  bool turn;              /* it has come */
-  bool urgent_last;       /* the last one that was sent was urgent */
-  uint64_t urgent_at;     /* ns: when one was wanted last; 0: never */
-  uint64_t next_number;
-  uint64_t rtt;            /* ns; 0: not known */
-  struct engine_work work; /* since the start, but for what goes on now */
-  struct engine_work seen; /* when the rate was measured last */
-  uint64_t rate;           /* bytes a second, then; 0: not known.  It falls
-                              slowly: packets may have been small, not the
-                              link slow */
-  unsigned on_wire;        /* packets */
-  uint64_t busy_since;     /* ns, while on_wire > 0 */
-  uint64_t deadline;  /* ns, of what is sent from now on; 0: none */
-  bool ending;        /* no more will be put */
-  bool failed;
-  struct error error;
-};
 
 /* ---- errors ---- */
 
@@ -321,7 +259,7 @@ take_full (struct engine *e)
   return b;
 }
 
-/* Have an empty buffer filled by this thread, which drops the lock meanwhile. */
+/* Have an empty buffer filled by this thread.  The lock is dropped meanwhile. */
 static void
 fill_one (struct engine *e, unsigned worker)
 {
@@ -396,8 +334,8 @@ next_full (struct engine *e, unsigned worker)
   return NULL;
 }
 
-static void *
-channel_thread (void *arg)
+void *
+engine_channel (void *arg)
 {
   struct channel *ch = arg;
   struct engine *e = ch->engine;
@@ -539,125 +477,4 @@ engine_set_round_trip (struct engine *e, uint64_t rtt)
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&e->lock);
 
   e->rtt = rtt;
-}
-
-/* ---- starting and ending ---- */
-
-static size_t
-buffer_bytes (const struct buffer *b)
-{
-  return b->head + ENGINE_PAYLOAD_MAX;
-}
-
-static int
-make_buffers (struct engine *e, struct error *err)
-{
-  size_t page = sysconf (_SC_PAGESIZE);
-  size_t head = PACKET_HEADER + (size_t) PACKET_MAX_EXTENTS * PACKET_EXTENT +
-                e->opt.sections;
-
-  e->nr_buffers = e->opt.producers + e->opt.channels;
-  e->buffers = calloc (e->nr_buffers, sizeof e->buffers[0]);
-  e->empty = calloc (e->nr_buffers, sizeof e->empty[0]);
-  e->ordinary.ring = calloc (e->nr_buffers, sizeof e->empty[0]);
-  e->urgent.ring = calloc (e->nr_buffers, sizeof e->empty[0]);
-  if (!e->buffers || !e->empty || !e->ordinary.ring || !e->urgent.ring)
-    return error_set (err, ENOMEM, "%m");
-  for (unsigned i = 0; i < e->nr_buffers; i++) {
-    struct buffer *b = &e->buffers[i];
-
-    b->head = (head + page - 1) & ~(page - 1);
-    b->mem = mmap (NULL, buffer_bytes (b), PROT_READ | PROT_WRITE,
-                   MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (b->mem == MAP_FAILED) {
-      b->mem = NULL;
-      return error_set (err, errno, "buffers: %m");
-    }
-    b->payload = b->mem + b->head;
-    b->covers.max = PACKET_MAX_EXTENTS;
-    b->covers.v = calloc (b->covers.max, sizeof b->covers.v[0]);
-    if (b->covers.v == NULL)
-      return error_set (err, ENOMEM, "%m");
-    e->empty[e->nr_empty++] = b;
-  }
-  return 0;
-}
-
-struct engine *
-engine_start (const struct engine_options *opt, struct client **clients,
-              struct error *err)
-{
-  struct engine *e = calloc (1, sizeof *e);
-
-  if (e == NULL) {
-    error_set (err, ENOMEM, "%m");
-    return NULL;
-  }
-  e->opt = *opt;
-  pthread_mutex_init (&e->lock, NULL);
-  pthread_cond_init (&e->can_fill, NULL);
-  pthread_cond_init (&e->can_send, NULL);
-  pthread_cond_init (&e->drained, NULL);
-  pacer_init (&e->pacer);
-  e->channels = calloc (opt->channels, sizeof e->channels[0]);
-  if (e->channels == NULL) {
-    error_set (err, ENOMEM, "%m");
-    goto fail;
-  }
-  if (make_buffers (e, err) == -1)
-    goto fail;
-  for (unsigned i = 0; i < opt->channels; i++) {
-    struct channel *ch = &e->channels[i];
-    int r;
-
-    ch->engine = e;
-    ch->number = i + 1;
-    ch->client = clients[i];
-    r = pthread_create (&ch->thread, NULL, channel_thread, ch);
-    if (r != 0) {
-      error_set (err, r, "start a thread: %m");
-      goto fail;
-    }
-    e->running++;
-  }
-  for (unsigned i = 0; i < opt->channels; i++)
-    clients[i] = NULL;
-  return e;
-
- fail:
-  for (unsigned i = 0; e->channels && i < opt->channels; i++)
-    e->channels[i].client = NULL; /* still the caller's */
-  engine_free (e);
-  return NULL;
-}
-
-void
-engine_free (struct engine *e)
-{
-  if (e == NULL)
-    return;
-  pthread_mutex_lock (&e->lock);
-  e->ending = true;
-  pthread_cond_broadcast (&e->can_send);
-  pthread_mutex_unlock (&e->lock);
-  for (unsigned i = 0; i < e->running; i++)
-    pthread_join (e->channels[i].thread, NULL);
-  for (unsigned i = 0; e->channels && i < e->opt.channels; i++)
-    client_close (e->channels[i].client);
-  for (unsigned i = 0; e->buffers && i < e->nr_buffers; i++) {
-    if (e->buffers[i].mem)
-      munmap (e->buffers[i].mem, buffer_bytes (&e->buffers[i]));
-    free (e->buffers[i].covers.v);
-  }
-  pthread_mutex_destroy (&e->lock);
-  pthread_cond_destroy (&e->can_fill);
-  pthread_cond_destroy (&e->can_send);
-  pthread_cond_destroy (&e->drained);
-  pacer_destroy (&e->pacer);
-  free (e->channels);
-  free (e->buffers);
-  free (e->empty);
-  free (e->ordinary.ring);
-  free (e->urgent.ring);
-  free (e);
 }

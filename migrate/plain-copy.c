@@ -19,7 +19,7 @@
 #include "plain-impl.h"
 #include "remote.h"
 
-/* As in shipment.c. */
+/* As in shipment-fill.c. */
 #define MIN_SHIFT 12
 #define MAX_CHUNKS (UINT64_C (1) << 26)
 

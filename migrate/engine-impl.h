@@ -1,0 +1,72 @@
+/* nbdferry - the engine, among its files
+ * SPDX-License-Identifier: BSD-3-Clause
+ */
+#ifndef FERRY_ENGINE_IMPL_H
+#define FERRY_ENGINE_IMPL_H
+
+#include <pthread.h>
+
+#include "engine.h"
+#include "pacer.h"
+
+struct channel {
+  struct engine *engine;
+  struct client *client; /* the thread's own */
+  unsigned number;       /* from 1; 0 is the control channel */
+  pthread_t thread;
+};
+
+/* Full buffers of one kind, in a ring, and how many are on the wire. */
+struct queue {
+  struct buffer **ring;
+  unsigned first, nr;
+  unsigned in_flight;
+};
+
+struct engine {
+  struct engine_options opt; /* read-only */
+  struct channel *channels;  /* the vector is read-only */
+  unsigned running;          /* how many threads were started; the owner's */
+  struct buffer *buffers;    /* all of them; the vector is read-only */
+  unsigned nr_buffers;
+
+  struct pacer pacer; /* has its own lock */
+
+  pthread_mutex_t lock; /* protects what follows */
+  pthread_cond_t can_fill; /* a buffer is empty, or it failed */
+  pthread_cond_t can_send; /* a buffer is full or to be filled, or it failed,
+                              or ends */
+  pthread_cond_t drained;  /* nothing is under way or being filled, or it
+                              failed */
+  struct buffer **empty;   /* stack */
+  unsigned nr_empty;
+  struct queue ordinary, urgent;
+  unsigned urgent_wanted, ordinary_wanted; /* who waits for an empty buffer for
+                                              such */
+  bool run;               /* opt.fill has something left */
+  unsigned filling;       /* threads that are in it */
+  bool urgent_got;        /* the last buffer was taken for an urgent one */
+  bool limited;           /* the bandwidth is */
+  bool choosing;          /* a channel waits for its turn to send */
+  bool turn;              /* it has come */
+  bool urgent_last;       /* the last one that was sent was urgent */
+  uint64_t urgent_at;     /* ns: when one was wanted last; 0: never */
+  uint64_t next_number;
+  uint64_t rtt;            /* ns; 0: not known */
+  struct engine_work work; /* since the start, but for what goes on now */
+  struct engine_work seen; /* when the rate was measured last */
+  uint64_t rate;           /* bytes a second, then; 0: not known.  It falls
+                              slowly: packets may have been small, not the
+                              link slow */
+  unsigned on_wire;        /* packets */
+  uint64_t busy_since;     /* ns, while on_wire > 0 */
+  uint64_t deadline;  /* ns, of what is sent from now on; 0: none */
+  bool ending;        /* no more will be put */
+  bool failed;
+  struct error error;
+};
+
+/* A channel's thread, from beginning to end. */
+void *engine_channel (void *ch);
+
+#endif /* FERRY_ENGINE_IMPL_H */
