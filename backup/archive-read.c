@@ -17,12 +17,11 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include <xxhash.h>
-
 #include "archive.h"
 #include "cleanup.h"
 #include "compress.h"
 #include "disk.h"
+#include "hash.h"
 
 #define MAX_BODY (PACKET_MAX_EXTENTS * PACKET_EXTENT)
 

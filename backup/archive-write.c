@@ -9,10 +9,9 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
-#include <xxhash.h>
-
 #include "archive-write.h"
 #include "cleanup.h"
+#include "hash.h"
 
 struct archive_writer {
   int fd;

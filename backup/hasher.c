@@ -13,10 +13,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define XXH_STATIC_LINKING_ONLY /* the state's size */
-#include <xxhash.h>
-
 #include "cleanup.h"
+#include "hash.h"
 #include "hasher.h"
 
 #define BUFFER (UINT64_C (512) << 10)

@@ -9,7 +9,7 @@
 #include <string.h>
 
 #include "disk.h"
-#include "packet-hash.h"
+#include "hash.h"
 #include "packet.h"
 
 static const char magic[8] = { 'N', 'B', 'D', 'F', 'E', 'R', 'R', 'Y' };
@@ -132,10 +132,10 @@ packet_seal (uint8_t *buf, const struct packet_header *h, const void *payload)
 
   memcpy (w.magic, magic, sizeof magic);
   memcpy (w.session, h->session.b, sizeof w.session);
-  w.body_hash = htobe64 (packet_hash (buf + PACKET_HEADER, h->body_size));
-  w.payload_hash = htobe64 (packet_hash (payload, h->payload_size));
+  w.body_hash = htobe64 (XXH3_64bits (buf + PACKET_HEADER, h->body_size));
+  w.payload_hash = htobe64 (XXH3_64bits (payload, h->payload_size));
   w.header_hash =
-    htobe64 (packet_hash (&w, offsetof (struct wire_header, header_hash)));
+    htobe64 (XXH3_64bits (&w, offsetof (struct wire_header, header_hash)));
   memcpy (buf, &w, sizeof w);
 }
 
@@ -221,7 +221,7 @@ parse_header (const uint8_t *buf, size_t len, struct packet_header *h,
                       "side version %d; use the same release on both sides",
                       be16toh (w.version), PACKET_VERSION);
   if (be64toh (w.header_hash) !=
-      packet_hash (&w, offsetof (struct wire_header, header_hash)))
+      XXH3_64bits (&w, offsetof (struct wire_header, header_hash)))
     return error_set (err, EBADMSG, "damaged packet: the header's checksum "
                       "is wrong");
   if (be32toh (w.header_size) != PACKET_HEADER)
@@ -245,7 +245,7 @@ packet_check_body (const uint8_t *buf, struct error *err)
 
   memcpy (&w, buf, sizeof w);
   if (be64toh (w.body_hash) !=
-      packet_hash (buf + PACKET_HEADER, be32toh (w.body_size)))
+      XXH3_64bits (buf + PACKET_HEADER, be32toh (w.body_size)))
     return error_set (err, EBADMSG, "damaged packet: the body's checksum is "
                       "wrong");
   return 0;
@@ -259,7 +259,7 @@ packet_check_payload (const uint8_t *buf, const void *payload,
 
   memcpy (&w, buf, sizeof w);
   if (be64toh (w.payload_hash) !=
-      packet_hash (payload, be32toh (w.payload_size)))
+      XXH3_64bits (payload, be32toh (w.payload_size)))
     return error_set (err, EBADMSG, "damaged packet: the payload's checksum "
                       "is wrong");
   return 0;
