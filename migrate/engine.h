@@ -33,7 +33,7 @@
 #include "outgoing.h"
 #include "packet.h"
 
-#define ENGINE_PAYLOAD     (1 << 19) /* bytes of block data in a packet */
+#define ENGINE_PAYLOAD     (1 << 20) /* bytes of block data in a packet */
 #define ENGINE_PAYLOAD_MAX (8 << 20) /* where round trips are long */
 
 struct range_list {

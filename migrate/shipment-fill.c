@@ -26,6 +26,11 @@
 /* Zeros are looked for in units of this size. */
 #define ZERO_UNIT (64 << 10)
 
+/* So much is read at once: it is looked at while it is in the CPU's cache, and
+ * data behind zeros is not moved far.  A multiple of the unit.
+ */
+#define READ_PIECE (128 << 10)
+
 /* ---- blocks ---- */
 
 /* A packet being filled. */
@@ -208,6 +213,8 @@ add_run (struct filling *f, const struct range *run,
     /* A piece of data ends at a chunk, unless it is the last of its run. */
     if (n < ext.end - at)
       n -= (at + n) % f->s->granule < n ? (at + n) % f->s->granule : n;
+    if (n > READ_PIECE - at % READ_PIECE)
+      n = READ_PIECE - at % READ_PIECE;
     if (n == 0 ||
         f->nr + worst_extents (&(struct range){ at, at + n }) >
           PACKET_MAX_EXTENTS)
