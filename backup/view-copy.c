@@ -171,6 +171,10 @@ copy_aside (struct view *v, uint64_t granule)
   if (atomic_load (&v->place[granule]) != PLACE_DISK ||
       atomic_load (&v->over)) {
     pthread_mutex_unlock (&shard->lock);
+    /* Who has found it to be a hole may not have come to that yet, and no
+     * write comes before it (direct.h).
+     */
+    bitmap_set (v->settled, granule << v->shift, granule_len (v, granule));
     return COPIED;
   }
   mine.next = shard->copying;

@@ -7,6 +7,7 @@
 #include <pthread.h>
 #include <stdatomic.h>
 
+#include "direct.h"
 #include "scratch.h"
 #include "view.h"
 
@@ -48,6 +49,11 @@ struct view {
                                    made */
   struct view_info about;       /* what never changes of it */
 
+  struct direct_head *map;      /* what 'settled' has its leaves in; NULL: it
+                                   has its own */
+  size_t map_len;
+  int map_fd;
+
   atomic_bool ready;            /* 'frozen' is there */
   atomic_bool ended;            /* it is no hook any more */
   atomic_bool over;             /* failed, or ended: nothing is kept any more */
@@ -71,6 +77,13 @@ struct view {
 /* view-copy.c: the hook's 'before'. */
 int64_t view_before (struct write_hook *h, uint64_t offset, uint64_t len,
                      uint64_t waited);
+
+/* view-direct.c: 'settled', in memory that can be given away. */
+int view_make_settled (struct view *v, struct error *err);
+void view_free_settled (struct view *v);
+
+/* From now on nothing is kept. */
+void view_set_over (struct view *v);
 
 /* Bytes of a granule: the last one may be short. */
 static inline uint64_t

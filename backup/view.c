@@ -48,6 +48,7 @@ view_new (const struct view_options *opt, struct error *err)
   v->hook.ops = &view_hook_ops;
   v->opt = *opt;
   v->size = opt->drive->size;
+  v->map_fd = -1;
   atomic_init (&v->refs, 1);
   pthread_mutex_init (&v->lock, NULL);
   for (size_t i = 0; i < VIEW_SHARDS; i++) {
@@ -82,7 +83,7 @@ view_unref (struct view *v)
     return;
   if (v->place)
     munmap (v->place, places_len (v));
-  bitmap_free (v->settled);
+  view_free_settled (v);
   bitmap_free (v->released);
   bitmap_free (v->frozen);
   bitmap_free (v->fresh);
@@ -132,7 +133,7 @@ view_fail (struct view *v, const char *fmt, ...)
   vsnprintf (v->error, sizeof v->error, fmt, args);
   va_end (args);
   v->failed = true;
-  atomic_store (&v->over, true);
+  view_set_over (v);
   if (v->scratch)
     scratch_drop (v->scratch);
 }
@@ -175,9 +176,8 @@ make_maps (struct view *v, const struct named_bitmap *nb, struct error *err)
   while (bitmap_bits_for (v->size, v->shift) > MAX_NR && v->shift < 20)
     v->shift++;
   v->nr = bitmap_bits_for (v->size, v->shift);
-  v->settled = bitmap_new (v->size, v->shift, err);
   v->released = bitmap_new (v->size, v->shift, err);
-  if (v->settled == NULL || v->released == NULL)
+  if (v->released == NULL || view_make_settled (v, err) == -1)
     return -1;
   if (nb && !v->opt.full) {
     v->frozen = bitmap_new (v->size, nb->shift, err);
@@ -248,7 +248,7 @@ view_ended (struct write_hook *h, const char *why)
 
   if (why)
     view_fail (v, "%s", why);
-  atomic_store (&v->over, true);
+  view_set_over (v);
   atomic_store (&v->ended, true);
 }
 

@@ -78,6 +78,11 @@ int view_pread (struct view *v, void *buf, size_t count, uint64_t offset,
 int view_extent (struct view *v, uint64_t offset, uint64_t end,
                  struct extent *ext, struct error *err);
 
+/* For who is to read the disk without us (direct.h): the disk, and the map.
+ * The caller closes both.
+ */
+int view_direct (struct view *v, int fds[2], struct error *err);
+
 /* Nobody will read that range again: what is kept of the granules that lie in
  * it wholly can go, and no more is.
  */

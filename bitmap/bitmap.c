@@ -150,15 +150,25 @@ build_level (struct bitmap *bm, unsigned l)
 }
 
 struct bitmap *
+bitmap_new_over_zeros (uint64_t *leaves, uint64_t size, unsigned shift,
+                       struct error *err)
+{
+  struct bitmap *bm = new_tree (size, shift, err);
+
+  if (bm != NULL && bm->nr_bits > 0)
+    bm->levels[0].any = bm->levels[0].full = leaves;
+  return bm;
+}
+
+struct bitmap *
 bitmap_new_over (uint64_t *leaves, uint64_t size, unsigned shift,
                  struct error *err)
 {
-  struct bitmap *bm = new_tree (size, shift, err);
-  struct level *lv;
+  struct bitmap *bm = bitmap_new_over_zeros (leaves, size, shift, err);
 
   if (bm != NULL && bm->nr_bits > 0) {
-    lv = &bm->levels[0];
-    lv->any = lv->full = leaves;
+    const struct level *lv = &bm->levels[0];
+
     if (leaves[lv->nr - 1] & ~lv->last) /* do not touch a page for nothing */
       leaves[lv->nr - 1] &= lv->last;
     for (unsigned l = 1; l <= bm->top; l++)

@@ -60,6 +60,10 @@ struct bitmap *bitmap_new (uint64_t size, unsigned shift, struct error *err);
 struct bitmap *bitmap_new_over (uint64_t *leaves, uint64_t size,
                                 unsigned shift, struct error *err);
 
+/* The same over words that are known to be zero: none is looked at. */
+struct bitmap *bitmap_new_over_zeros (uint64_t *leaves, uint64_t size,
+                                      unsigned shift, struct error *err);
+
 /* Frees the bitmap (and its leaves, if they are its own); NULL is allowed. */
 void bitmap_free (struct bitmap *bm);
 

@@ -57,6 +57,10 @@ struct disk_ops {
    */
   int (*extent) (struct disk *d, uint64_t offset, uint64_t end,
                  struct extent *ext);
+  /* A new descriptor, for reading alone, of what has the disk's bytes at the
+   * disk's offsets.  NULL: there is nothing like that.
+   */
+  int (*reader) (struct disk *d);
   /* Where data begins, at 'offset' or after: *data <= end; what lies before is
    * a hole.  Cheaper than 'extent', which must find the end of the data as
    * well.  May be NULL: unknown.

@@ -16,6 +16,7 @@
 #include <linux/fs.h>
 #include <linux/magic.h>
 #include <stdatomic.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
@@ -313,6 +314,17 @@ file_extent (struct disk *d, uint64_t offset, uint64_t end,
   return 0;
 }
 
+/* One of its own, which shares neither locks nor the right to write. */
+static int
+file_reader (struct disk *d)
+{
+  struct file *f = (struct file *) d;
+  char path[40];
+
+  snprintf (path, sizeof path, "/proc/self/fd/%d", f->fd);
+  return open (path, O_RDONLY | O_CLOEXEC);
+}
+
 static int
 file_claim (struct disk *d, struct error *err)
 {
@@ -352,6 +364,7 @@ static const struct disk_ops file_ops = {
   .cache = file_cache,
   .extent = file_extent,
   .next_data = file_next_data,
+  .reader = file_reader,
   .claim = file_claim,
   .release = file_release,
   .close = file_close,

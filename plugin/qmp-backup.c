@@ -257,20 +257,27 @@ run_end (json_t *args, struct error *err)
   return r == 0 ? json_object () : NULL;
 }
 
-static json_t *
-run_release (json_t *args, struct error *err)
+static struct view *
+find_view (json_t *args, struct error *err)
 {
-  uint64_t offset, length;
   struct uuid id;
   struct drive *d = node_and_id (args, &id, err);
   struct view *v = d ? views_find (d, &id) : NULL;
 
-  if (v == NULL) {
-    if (d)
-      error_set (err, ENOENT, "Node '%s' has no backup '%s'", d->name,
-                 string (args, "id"));
+  if (d && v == NULL)
+    error_set (err, ENOENT, "Node '%s' has no backup '%s'", d->name,
+               string (args, "id"));
+  return v;
+}
+
+static json_t *
+run_release (json_t *args, struct error *err)
+{
+  struct view *v = find_view (args, err);
+  uint64_t offset, length;
+
+  if (v == NULL)
     return NULL;
-  }
   qmp_uint64 (json_object_get (args, "offset"), &offset);
   qmp_uint64 (json_object_get (args, "length"), &length);
   view_release (v, offset, length);
@@ -278,10 +285,33 @@ run_release (json_t *args, struct error *err)
   return json_object ();
 }
 
+static const struct qmp_param direct_params[] = {
+  { .name = "node", .type = QMP_STRING },
+  { .name = "id", .type = QMP_STRING, .check = check_id },
+  { .name = NULL },
+};
+
+static json_t *
+run_direct (json_t *args, struct error *err)
+{
+  struct view *v = find_view (args, err);
+  int fds[QMP_FDS], r;
+
+  if (v == NULL)
+    return NULL;
+  r = view_direct (v, fds, err);
+  view_unref (v);
+  if (r == -1)
+    return NULL;
+  qmp_attach (fds);
+  return json_object ();
+}
+
 const struct qmp_command qmp_backup_commands[] = {
   { "x-ferry-backup-begin", qmp_backup_begin_params, run_begin },
   { "x-ferry-backup-end", qmp_backup_end_params, run_end },
   { "x-ferry-backup-release", release_params, run_release },
+  { "x-ferry-backup-direct", direct_params, run_direct },
   { "x-ferry-query-backups", NULL, query_backups },
   { .name = NULL },
 };

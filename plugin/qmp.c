@@ -104,6 +104,49 @@ wait_to_send (struct client *c, uint64_t deadline)
   return r <= 0 || p[1].revents ? -1 : 0;
 }
 
+/* What goes with the next bytes; of the client of this thread. */
+static _Thread_local int attached[QMP_FDS];
+static _Thread_local bool has_attached;
+
+void
+qmp_attach (const int fds[QMP_FDS])
+{
+  memcpy (attached, fds, sizeof attached);
+  has_attached = true;
+}
+
+static void
+drop_attached (void)
+{
+  for (size_t i = 0; has_attached && i < QMP_FDS; i++)
+    close (attached[i]);
+  has_attached = false;
+}
+
+static ssize_t
+send_bytes (struct client *c, const char *p, size_t len)
+{
+  union {
+    struct cmsghdr header;
+    char space[CMSG_SPACE (sizeof attached)];
+  } control = { .header = { .cmsg_level = SOL_SOCKET,
+                            .cmsg_type = SCM_RIGHTS,
+                            .cmsg_len = CMSG_LEN (sizeof attached) } };
+  struct iovec iov = { (void *) p, len };
+  struct msghdr msg = { .msg_iov = &iov, .msg_iovlen = 1 };
+  ssize_t n;
+
+  if (has_attached) {
+    msg.msg_control = &control;
+    msg.msg_controllen = sizeof control;
+    memcpy (CMSG_DATA (&control.header), attached, sizeof attached);
+  }
+  n = sendmsg (c->fd, &msg, MSG_NOSIGNAL | MSG_DONTWAIT);
+  if (n >= 0)
+    drop_attached ();
+  return n;
+}
+
 /* Send a line, and free it.  -1 if the client is to be given up. */
 static int
 send_line (struct client *c, char *line)
@@ -116,7 +159,7 @@ send_line (struct client *c, char *line)
   if (p == NULL) /* no memory for it */
     return -1;
   for (len = strlen (p); len > 0; ) {
-    ssize_t n = send (c->fd, p, len, MSG_NOSIGNAL | MSG_DONTWAIT);
+    ssize_t n = send_bytes (c, p, len);
 
     if (n >= 0) {
       p += n;
@@ -230,6 +273,7 @@ take_bytes (struct client *c, const char *bytes, size_t len)
     enum qmp_frame_event event;
     size_t n = qmp_frame_feed (&c->frame, bytes, len, &event);
     char *line;
+    int r;
 
     bytes += n;
     len -= n;
@@ -239,7 +283,9 @@ take_bytes (struct client *c, const char *bytes, size_t len)
       line = qmp_error_line (c->frame.err.msg);
     else
       line = qmp_dispatch (&c->session, c->frame.text.ptr, c->frame.text.len);
-    if (send_line (c, line) == -1)
+    r = send_line (c, line);
+    drop_attached ();
+    if (r == -1)
       return -1;
     if (c->session.quit)
       return quit (c);

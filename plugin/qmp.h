@@ -39,6 +39,12 @@ int qmp_stop_fd (void);
  */
 uint64_t qmp_client (void);
 
+/* The reply to the command that this thread runs carries these descriptors, too
+ * (SCM_RIGHTS), which are taken over.  At most once a command.
+ */
+#define QMP_FDS 2
+void qmp_attach (const int fds[QMP_FDS]);
+
 /* Tell every client.  'data' is borrowed, NULL: none.  Any thread; never
  * blocks: a client that does not read loses its oldest events.
  */

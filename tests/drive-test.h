@@ -198,7 +198,14 @@ tap_close (struct disk *d)
   tap.real->close (d);
 }
 
+static int
+tap_reader (struct disk *d)
+{
+  return tap.real->reader (d);
+}
+
 static const struct disk_ops tap_ops = {
+  .reader = tap_reader,
   .pread = tap_pread,
   .pwrite = tap_pwrite,
   .zero = tap_zero,

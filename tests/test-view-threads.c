@@ -120,6 +120,25 @@ read_view (struct view *v, uint8_t *buf, uint64_t step)
   }
 }
 
+/* The same as who has the disk and the map does. */
+static void
+read_directly (struct view *v, uint8_t *buf, uint64_t step)
+{
+  struct direct *direct = get_direct (v);
+  struct range run;
+
+  for (uint64_t at = 0, n; at < DISK_SIZE; at += n) {
+    n = DISK_SIZE - at < step ? DISK_SIZE - at : step;
+    assert_int_equal (direct_pread (direct, buf + at, n, at), 0);
+    for (uint64_t from = at; direct_next_gone (direct, from, at + n, &run);
+         from = run.end)
+      if (view_pread (v, buf + run.start, run.end - run.start, run.start,
+                      &err) == -1)
+        fail_msg ("%s", err.msg);
+  }
+  direct_close (direct);
+}
+
 /* Put what is in the backup over 'base'.  What is said to be zeros must be. */
 static void
 apply (struct view *v, const uint8_t *whole, uint8_t *base)
@@ -174,6 +193,12 @@ one_view (unsigned n, bool full, bool needed, bool held, uint8_t *base)
   v = BEGIN (d, n, .bitmap = "b", .full = full, .needed = needed);
   if (held)
     hold (false);
+  /* While most of it has yet to be overwritten. */
+  if (!needed) {
+    read_directly (v, again, 21 * 512);
+    if (held)
+      assert_memory_equal (again, was, sizeof again);
+  }
   if (needed) {
     /* Only what is in it can be read. */
     struct extent ext;
@@ -196,6 +221,8 @@ one_view (unsigned n, bool full, bool needed, bool held, uint8_t *base)
   assert_memory_equal (first, again, sizeof first);
   if (held)
     assert_memory_equal (first, was, sizeof first);
+  read_directly (v, again, 29 * 512);
+  assert_memory_equal (first, again, sizeof first);
   apply (v, first, base);
   assert_memory_equal (base, first, sizeof first);
   end_ok (v, true);

@@ -706,6 +706,58 @@ test_handed_over (void **state)
   drives_open (&d, 1, true);
 }
 
+static bool
+gone (struct direct *direct, uint64_t start, uint64_t end)
+{
+  struct range run;
+
+  if (!direct_next_gone (direct, 0, DISK_SIZE, &run))
+    return start == end;
+  return run.start == start && run.end == end &&
+         !direct_next_gone (direct, end, DISK_SIZE, &run);
+}
+
+static void
+test_direct (void **state)
+{
+  static const uint8_t x[512] = "x";
+  struct view *v, *failed;
+  struct direct *direct, *other;
+  uint8_t buf[512];
+  int fds[2];
+
+  v = BEGIN (d, 1);
+  failed = BEGIN (d, 2);
+  direct = get_direct (v);
+  other = get_direct (failed);
+  assert_true (gone (direct, 0, 0));
+  assert_int_equal (drive_pwrite (d, x, 512, 5 * GRANULE + 512, 0), 0);
+  assert_true (gone (direct, 5 * GRANULE, 6 * GRANULE));
+  /* Long enough for holes to be looked for. */
+  assert_int_equal (drive_trim (d, 40 * GRANULE, 5 * GRANULE, 0), 0);
+  assert_true (gone (direct, 5 * GRANULE, 45 * GRANULE));
+  assert_int_equal (direct_pread (direct, buf, 512, 4 * GRANULE), 0);
+  /* What was released is not kept either. */
+  view_release (v, 0, 5 * GRANULE);
+  assert_true (gone (direct, 0, 45 * GRANULE));
+  /* The descriptors are for reading. */
+  assert_int_equal (view_direct (v, fds, &err), 0);
+  assert_int_equal (pwrite (fds[0], x, 512, 0), -1);
+  assert_int_equal (pwrite (fds[1], x, 512, 0), -1);
+  assert_int_equal (ftruncate (fds[1], 0), -1);
+  close (fds[0]);
+  close (fds[1]);
+
+  view_fail (failed, "for a test");
+  assert_true (gone (other, 0, DISK_SIZE));
+  assert_fails (view_direct (failed, fds, &err), "failed");
+  end_ok (failed, false);
+  end_ok (v, true);
+  assert_true (gone (direct, 0, DISK_SIZE));
+  direct_close (direct);
+  direct_close (other);
+}
+
 static void
 test_client_gone (void **state)
 {
@@ -737,6 +789,7 @@ main (void)
     T (test_points),        T (test_busy),
     T (test_all_or_none),   T (test_point_not_recorded),
     T (test_handed_over),   T (test_client_gone),
+    T (test_direct),
   };
 
   return cmocka_run_group_tests (tests, make_dir, remove_dir);

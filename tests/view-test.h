@@ -9,6 +9,7 @@
 
 #include <sys/syscall.h>
 
+#include "direct.h"
 #include "views.h"
 
 static struct {
@@ -55,6 +56,18 @@ pwrite (int fd, const void *buf, size_t len, off_t offset)
     return -1;
   }
   return syscall (SYS_pwrite64, fd, buf, len, offset);
+}
+
+static inline struct direct *
+get_direct (struct view *v)
+{
+  struct direct *direct;
+  int fds[2];
+
+  assert_int_equal (view_direct (v, fds, &err), 0);
+  direct = direct_open (fds[0], fds[1], DISK_SIZE, &err);
+  assert_non_null (direct);
+  return direct;
 }
 
 static inline struct uuid
