@@ -3,14 +3,20 @@
  *
  * A job is one pack: extents, in order, with at most PACK_DATA bytes of data.
  * A worker takes the next job by walking the source's extents under a lock for
- * that (through a connection that is used for nothing else), reads the data
- * without it, and either writes it to the target, or leaves it in its slot of the ring
- * for the one thread that writes the archive:
+ * that (through a connection that is used for nothing else), and reads the data
+ * without it.  What the source is asked of its extents, it is asked ahead.
+ *
+ * Servers and devices take several writes at once, so there each worker writes
+ * what it has read.  A file takes one at a time: to wait for it in the kernel
+ * would cost as much as to write; and an archive must be in order.  So there a
+ * worker leaves its job in the job's slot of a ring:
  *
  *   slot of job n: free -> TAKEN -> READY -> free
  *
- * Job n has slot n % nr_slots, and is taken only when job n - nr_slots has been
- * written; so memory is bounded, however slow the archive is.
+ * and, unless another worker writes, writes what is ready, in order, until the
+ * next one is not; so nobody is woken to write.  Job n has slot n % nr_slots, and
+ * is taken only when job n - nr_slots has been written; so memory is bounded,
+ * however slow the writing is.
  */
 #include <config.h>
 
@@ -28,6 +34,7 @@
 
 #define CONNECT_MS 30000
 #define STATUS_BYTES (UINT64_C (1) << 30) /* asked about at a time */
+#define MIN_SLOTS 8 /* so many that who writes seldom waits */
 
 struct slot {
   struct pack pack;
@@ -36,7 +43,7 @@ struct slot {
 
 struct worker {
   struct copy *copy;
-  struct client *client;
+  struct client *client; /* its thread's; NULL: not needed so far */
   pthread_t thread;
   bool started;
   uint64_t reading; /* where its job begins, under the lock; NOTHING: all of it
@@ -50,20 +57,22 @@ struct copy {
   struct copy_options opt;
   struct stop stop;
   struct worker *workers;
-  pthread_t writer;
-  bool writer_started;
-  struct slot *slots;        /* a slot belongs to its worker, then to the
-                                writer; 'ready' is under the lock */
-  size_t nr_slots;
+  struct slot *slots;        /* a slot belongs to its worker, then to who
+                                writes; 'ready' is under the lock */
+  size_t nr_slots;           /* 0: each worker has a pack of its own */
 
   atomic_uint_fast64_t done; /* bytes */
 
   pthread_mutex_t lock;      /* protects what follows */
-  pthread_cond_t changed;
+  pthread_cond_t ended;      /* running is 0 */
+  pthread_cond_t room;       /* there are free slots again */
   unsigned running;          /* threads */
+  unsigned working;          /* of them: those that have not done all yet */
   bool failed;
   struct error err;          /* the first */
   uint64_t next_job, written; /* jobs */
+  bool writing;              /* a worker writes slots */
+  bool waiting;              /* for room */
   bool all_taken;            /* there are no more jobs */
 
   uint64_t untaken;          /* nothing before it is in a job to come */
@@ -73,7 +82,9 @@ struct copy {
   struct client *walker;
   struct extent *found;      /* of the last answer */
   size_t nr_found, at_found, max_found;
-  uint64_t asked;            /* up to here */
+  uint64_t asked;            /* answers go up to here */
+  struct client_question question; /* what is asked from there on, */
+  bool is_asked;             /* if so */
 };
 
 /* ---- errors ---- */
@@ -85,7 +96,7 @@ fail_locked (struct copy *c, const struct error *err)
     c->err = *err;
   c->failed = true;
   stop_throw (&c->stop);
-  pthread_cond_broadcast (&c->changed);
+  pthread_cond_broadcast (&c->room);
 }
 
 static void
@@ -120,20 +131,42 @@ found_one (void *opaque, const struct extent *ext)
 }
 
 static int
+ask_failed (struct copy *c, struct error *err)
+{
+  return error_set (err, errno, "ask for the extents at %" PRIu64 ": %m",
+                    c->asked);
+}
+
+/* Send the next question; nobody waits for the answer yet. */
+static int
 ask (struct copy *c, struct error *err)
 {
-  uint64_t end = c->opt.size, next;
+  uint64_t end = c->opt.size;
 
-  c->nr_found = c->at_found = 0;
   if (end - c->asked > STATUS_BYTES)
     end = c->asked + STATUS_BYTES;
-  if (client_extents (c->walker, c->asked, end, found_one, c, &next) == -1)
-    return error_set (err, errno, "ask for the extents at %" PRIu64 ": %m",
-                      c->asked);
+  if (client_extents_ask (c->walker, &c->question, c->asked, end, found_one,
+                          c) == -1)
+    return ask_failed (c, err);
+  c->is_asked = true;
+  return 0;
+}
+
+static int
+get_answer (struct copy *c, struct error *err)
+{
+  uint64_t next;
+
+  if (!c->is_asked && ask (c, err) == -1)
+    return -1;
+  c->is_asked = false;
+  c->nr_found = c->at_found = 0;
+  if (client_extents_answer (c->walker, &c->question, &next) == -1)
+    return ask_failed (c, err);
   if (c->nr_found == 0)
     return error_set (err, ENOMEM, "%m");
   c->asked = c->found[c->nr_found - 1].end;
-  return 0;
+  return c->asked < c->opt.size ? ask (c, err) : 0;
 }
 
 /* Fill 'p' with the next extents; its data is not there yet. */
@@ -148,7 +181,7 @@ take_extents (struct copy *c, struct pack *p, struct error *err)
     if (c->at_found == c->nr_found) {
       if (c->asked == c->opt.size)
         return 0;
-      if (ask (c, err) == -1)
+      if (get_answer (c, err) == -1)
         return -1;
       continue;
     }
@@ -173,9 +206,11 @@ wait_for_slot (struct copy *c)
 {
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&c->lock);
 
-  while (!c->failed && !c->all_taken && c->opt.writer &&
-         c->next_job - c->written >= c->nr_slots)
-    pthread_cond_wait (&c->changed, &c->lock);
+  while (!c->failed && !c->all_taken && c->nr_slots > 0 &&
+         c->next_job - c->written >= c->nr_slots) {
+    c->waiting = true;
+    pthread_cond_wait (&c->room, &c->lock);
+  }
   return !c->failed && !c->all_taken;
 }
 
@@ -190,7 +225,7 @@ take_job (struct worker *w, struct pack **pack, uint64_t *job,
   if (!wait_for_slot (c))
     return 0;
   /* Only who has the walk's lock changes next_job. */
-  if (c->opt.writer)
+  if (c->nr_slots > 0)
     *pack = &c->slots[c->next_job % c->nr_slots].pack;
   if (take_extents (c, *pack, err) == -1)
     return -1;
@@ -199,7 +234,6 @@ take_job (struct worker *w, struct pack **pack, uint64_t *job,
                                          : c->asked;
   if ((*pack)->nr == 0) {
     c->all_taken = true;
-    pthread_cond_broadcast (&c->changed);
     return 0;
   }
   w->reading = (*pack)->extents[0].offset;
@@ -209,37 +243,124 @@ take_job (struct worker *w, struct pack **pack, uint64_t *job,
 
 /* ---- a job ---- */
 
+static struct client *connect_source (struct copy *c, struct error *err);
+
 static int
-read_data (struct client *client, struct pack *p, struct error *err)
+read_source (struct worker *w, void *to, uint64_t len, uint64_t offset,
+             struct error *err)
+{
+  if (w->client == NULL &&
+      (w->client = connect_source (w->copy, err)) == NULL)
+    return -1;
+  if (client_pread (w->client, to, len, offset) == -1)
+    return error_set (err, errno, "read %" PRIu64 " bytes at %" PRIu64 ": %m",
+                      len, offset);
+  return 0;
+}
+
+/* From the disk itself; what is not as it was any more, from the source. */
+static int
+read_disk (struct worker *w, uint8_t *to, uint64_t len, uint64_t offset,
+           struct error *err)
+{
+  struct direct *direct = w->copy->opt.direct;
+  struct range run;
+
+  if (direct_pread (direct, to, len, offset) == -1)
+    return error_set (err, errno, "read %" PRIu64 " bytes of the disk at %"
+                      PRIu64 ": %m", len, offset);
+  for (uint64_t at = offset;
+       direct_next_gone (direct, at, offset + len, &run); at = run.end)
+    if (read_source (w, to + (run.start - offset), run.end - run.start,
+                     run.start, err) == -1)
+      return -1;
+  return 0;
+}
+
+/* Many small pieces: let the system read them all at once. */
+static void
+expect_data (struct direct *direct, const struct pack *p)
+{
+  for (size_t i = 0; p->nr > 1 && i < p->nr; i++)
+    if (p->extents[i].type == EXTENT_DATA)
+      direct_expect (direct, p->extents[i].offset, p->extents[i].length);
+}
+
+static int
+read_data (struct worker *w, struct pack *p, struct error *err)
 {
   uint8_t *to = p->raw;
 
+  if (w->copy->opt.direct)
+    expect_data (w->copy->opt.direct, p);
   for (size_t i = 0; i < p->nr; i++) {
     const struct packet_extent *e = &p->extents[i];
 
     if (e->type != EXTENT_DATA)
       continue;
-    if (client_pread (client, to, e->length, e->offset) == -1)
-      return error_set (err, errno, "read %" PRIu64 " bytes at %" PRIu64
-                        ": %m", e->length, e->offset);
+    if (w->copy->opt.direct
+        ? read_disk (w, to, e->length, e->offset, err) == -1
+        : read_source (w, to, e->length, e->offset, err) == -1)
+      return -1;
     to += e->length;
   }
   return 0;
 }
 
-/* For the thread that writes the archive. */
+static int
+write_pack (struct copy *c, const struct pack *p, struct error *err)
+{
+  int r = c->opt.writer ? archive_write (c->opt.writer, p, err)
+                        : pack_write (p, c->opt.target, err);
+
+  if (r == 0)
+    c->done += pack_length (p);
+  return r;
+}
+
+/* The slot to be written now, by us; NULL: there is none.  The last one that we
+ * had, if any, is free.
+ */
+static struct slot *
+next_slot (struct copy *c, struct slot *last)
+{
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&c->lock);
+  struct slot *s;
+
+  if (last) {
+    c->writing = last->ready = false;
+    c->written++;
+    /* Who reads is woken for several jobs. */
+    if (c->waiting && c->next_job - c->written <= c->nr_slots / 2) {
+      c->waiting = false;
+      pthread_cond_signal (&c->room);
+    }
+  }
+  s = &c->slots[c->written % c->nr_slots];
+  if (c->failed || c->writing || c->written == c->next_job || !s->ready)
+    return NULL;
+  c->writing = true;
+  return s;
+}
+
+/* To be written, in order: all that can be by now, unless somebody else is at
+ * it; who will find this one, too.
+ */
 static int
 hand_over (struct copy *c, uint64_t job, struct error *err)
 {
   struct slot *s = &c->slots[job % c->nr_slots];
 
-  if (pack_seal (&s->pack, &c->opt.id, job + 1, &c->opt.compression, err) ==
-      -1)
+  if (c->opt.writer && pack_seal (&s->pack, &c->opt.id, job + 1,
+                                  &c->opt.compression, err) == -1)
     return -1;
   pthread_mutex_lock (&c->lock);
   s->ready = true;
-  pthread_cond_broadcast (&c->changed);
   pthread_mutex_unlock (&c->lock);
+  s = NULL;
+  while ((s = next_slot (c, s)) != NULL)
+    if (write_pack (c, &s->pack, err) == -1)
+      return -1;
   return 0;
 }
 
@@ -256,27 +377,39 @@ do_job (struct worker *w, struct pack *p, uint64_t job, struct error *err)
 {
   struct copy *c = w->copy;
 
-  if (read_data (w->client, p, err) == -1)
+  if (read_data (w, p, err) == -1)
     return -1;
   has_read (w);
   if (pack_find_zeros (p, err) == -1)
     return -1;
-  if (c->opt.writer)
-    return hand_over (c, job, err);
-  if (pack_write (p, c->opt.target, err) == -1)
-    return -1;
-  c->done += pack_length (p);
-  return 0;
+  return c->nr_slots > 0 ? hand_over (c, job, err) : write_pack (c, p, err);
 }
 
 /* ---- threads ---- */
 
+/* The last one ends the archive: then all is written. */
+static void
+end_archive (struct copy *c)
+{
+  struct error err;
+
+  if (archive_writer_end (c->opt.writer, &err) == -1)
+    fail (c, &err);
+}
+
 static void
 thread_ends (struct copy *c)
 {
+  bool end;
+
   pthread_mutex_lock (&c->lock);
-  c->running--;
-  pthread_cond_broadcast (&c->changed);
+  end = --c->working == 0 && !c->failed && c->opt.writer;
+  pthread_mutex_unlock (&c->lock);
+  if (end)
+    end_archive (c);
+  pthread_mutex_lock (&c->lock);
+  if (--c->running == 0)
+    pthread_cond_broadcast (&c->ended);
   pthread_mutex_unlock (&c->lock);
 }
 
@@ -289,7 +422,7 @@ work (struct worker *w)
   uint64_t job;
   int r = 0;
 
-  if (c->opt.target)
+  if (c->nr_slots == 0)
     r = pack_init (&own, &err);
   while (r == 0 && (r = take_job (w, &p, &job, &err)) == 1)
     r = do_job (w, p, job, &err);
@@ -305,60 +438,6 @@ worker_thread (void *opaque)
 
   work (w);
   thread_ends (w->copy);
-  return NULL;
-}
-
-/* The next slot to be written, when it is ready; NULL: there is none. */
-static struct slot *
-next_slot (struct copy *c)
-{
-  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&c->lock);
-  struct slot *s = &c->slots[c->written % c->nr_slots];
-
-  while (!c->failed && !(c->written < c->next_job && s->ready)) {
-    if (c->all_taken && c->written == c->next_job)
-      return NULL;
-    pthread_cond_wait (&c->changed, &c->lock);
-  }
-  return c->failed ? NULL : s;
-}
-
-static void
-give_back (struct copy *c, struct slot *s)
-{
-  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&c->lock);
-
-  s->ready = false;
-  c->written++;
-  pthread_cond_broadcast (&c->changed);
-}
-
-static bool
-has_failed (struct copy *c)
-{
-  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&c->lock);
-
-  return c->failed;
-}
-
-static void *
-writer_thread (void *opaque)
-{
-  struct copy *c = opaque;
-  struct error err = { 0 };
-  struct slot *s;
-  int r = 0;
-
-  while (r == 0 && (s = next_slot (c)) != NULL) {
-    r = archive_write (c->opt.writer, &s->pack, &err);
-    c->done += pack_length (&s->pack);
-    give_back (c, s);
-  }
-  if (r == 0 && !has_failed (c))
-    r = archive_writer_end (c->opt.writer, &err);
-  if (r == -1)
-    fail (c, &err);
-  thread_ends (c);
   return NULL;
 }
 
@@ -388,6 +467,8 @@ connect_all (struct copy *c, struct error *err)
   for (unsigned i = 0; i < c->opt.connections; i++) {
     c->workers[i].copy = c;
     c->workers[i].reading = NOTHING;
+    if (c->opt.direct) /* then it may never need one */
+      continue;
     c->workers[i].client = connect_source (c, err);
     if (c->workers[i].client == NULL)
       return -1;
@@ -406,7 +487,8 @@ copy_free (struct copy *c)
   stop_destroy (&c->stop);
   pthread_mutex_destroy (&c->lock);
   pthread_mutex_destroy (&c->walk);
-  pthread_cond_destroy (&c->changed);
+  pthread_cond_destroy (&c->ended);
+  pthread_cond_destroy (&c->room);
   free (c->found);
   free (c->slots);
   free (c->workers);
@@ -421,9 +503,6 @@ start_thread (struct copy *c, pthread_t *thread, void *(*f) (void *),
   struct error err;
   int e;
 
-  pthread_mutex_lock (&c->lock);
-  c->running++;
-  pthread_mutex_unlock (&c->lock);
   e = pthread_create (thread, NULL, f, opaque);
   if (e == 0)
     return true;
@@ -437,11 +516,13 @@ static int
 prepare (struct copy *c, struct error *err)
 {
   c->workers = calloc (c->opt.connections, sizeof c->workers[0]);
-  if (c->opt.writer) {
+  if (c->opt.writer || !c->opt.target->fixed_size) {
     c->nr_slots = 2 * c->opt.connections;
+    if (c->nr_slots < MIN_SLOTS)
+      c->nr_slots = MIN_SLOTS;
     c->slots = calloc (c->nr_slots, sizeof c->slots[0]);
   }
-  if (c->workers == NULL || (c->opt.writer && c->slots == NULL))
+  if (c->workers == NULL || (c->nr_slots > 0 && c->slots == NULL))
     return error_set (err, ENOMEM, "%m");
   for (size_t i = 0; i < c->nr_slots; i++)
     if (pack_init (&c->slots[i].pack, err) == -1)
@@ -464,16 +545,16 @@ copy_start (const struct copy_options *opt, struct error *err)
   c->stop.fd = -1;
   pthread_mutex_init (&c->lock, NULL);
   pthread_mutex_init (&c->walk, NULL);
-  clock_cond_init (&c->changed);
+  clock_cond_init (&c->ended);
+  pthread_cond_init (&c->room, NULL);
   if (prepare (c, err) == -1) {
     copy_free (c);
     return NULL;
   }
+  c->running = c->working = opt->connections;
   for (unsigned i = 0; i < opt->connections; i++)
     c->workers[i].started = start_thread (c, &c->workers[i].thread,
                                           worker_thread, &c->workers[i]);
-  if (opt->writer)
-    c->writer_started = start_thread (c, &c->writer, writer_thread, c);
   return c;
 }
 
@@ -503,7 +584,7 @@ copy_wait (struct copy *c, uint64_t ns)
 
   clock_in (&until, ns);
   while (c->running > 0)
-    if (pthread_cond_timedwait (&c->changed, &c->lock, &until) == ETIMEDOUT)
+    if (pthread_cond_timedwait (&c->ended, &c->lock, &until) == ETIMEDOUT)
       break;
   return c->running == 0;
 }
@@ -525,8 +606,6 @@ copy_end (struct copy *c, struct error *err)
   for (unsigned i = 0; i < c->opt.connections; i++)
     if (c->workers[i].started)
       pthread_join (c->workers[i].thread, NULL);
-  if (c->writer_started)
-    pthread_join (c->writer, NULL);
   if (c->failed)
     r = error_set (err, c->err.errnum, "%s", c->err.msg);
   copy_free (c);

@@ -3,14 +3,16 @@
  *
  * The source is an export whose allocation map says what is needed: data,
  * zeros, and holes, which mean "not in this backup" unless it is a full one.
- * Several threads read, each through a connection of its own; what they read
- * goes to an archive, in order, or to a disk, in any order.
+ * Several threads read, each through a connection of its own, or the disk itself
+ * (direct.h) as far as it is as it was; what they read goes to an archive, in
+ * order, or to a disk, in any order.
  */
 #ifndef FERRY_COPY_H
 #define FERRY_COPY_H
 
 #include "archive-write.h"
 #include "client.h"
+#include "direct.h"
 #include "disk.h"
 
 struct copy_options {
@@ -18,6 +20,9 @@ struct copy_options {
   uint64_t size;             /* of it, bytes */
   bool full;                 /* holes are part of it */
   unsigned connections;      /* 1 to COPY_MAX_CONNECTIONS */
+
+  struct direct *direct;     /* the caller's; NULL: read all from the source.
+                                Who uses it must ask the daemon afterwards */
 
   /* One of these, which stays the caller's. */
   struct archive_writer *writer;

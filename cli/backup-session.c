@@ -266,6 +266,41 @@ session_uris (struct backup_session *s, struct error *err)
   return NULL;
 }
 
+struct direct *
+session_direct (struct backup_session *s, const struct backup_disk *d)
+{
+  json_auto_t *answer = NULL;
+  char id[UUID_TEXT];
+  int fds[2];
+
+  uuid_format (&s->id, id);
+  answer = control_command (s->control, "x-ferry-backup-direct",
+                            json_pack ("{s:s, s:s}", "node", d->node, "id",
+                                       id), NULL);
+  if (answer == NULL || !control_take_fds (s->control, fds, 2))
+    return NULL;
+  return direct_open (fds[0], fds[1], d->head.size, NULL);
+}
+
+int
+session_check (struct backup_session *s, struct error *err)
+{
+  json_auto_t *list = control_command (s->control, "x-ferry-query-backups",
+                                       json_object (), err);
+
+  if (list == NULL)
+    return -1;
+  for (size_t i = 0; i < s->nr; i++) {
+    const json_t *info = find_ours (s, list, &s->disks[i]);
+    const char *state = json_string_value (json_object_get (info, "state"));
+
+    if (state == NULL || strcmp (state, "running") != 0)
+      return error_set (err, EIO, "the daemon has given the backup of disk "
+                        "'%s' up", s->disks[i].node);
+  }
+  return 0;
+}
+
 /* Nobody waits longer for what can also be left out. */
 #define COURTESY (1 * NS_PER_S)
 #define FAREWELL (5 * NS_PER_S)

@@ -13,6 +13,7 @@
 
 #include "archive.h"
 #include "control.h"
+#include "direct.h"
 
 enum backup_kind { BACKUP_AUTO, BACKUP_FULL, BACKUP_INCREMENTAL };
 
@@ -59,6 +60,18 @@ int session_begin (struct backup_session *s, struct error *err);
  * drop; NULL on error.
  */
 json_t *session_uris (struct backup_session *s, struct error *err);
+
+/* Read that disk without the daemon: both descriptors of backup/direct.h, or
+ * NULL if that cannot be (a daemon elsewhere, or an old one, or its disk is no
+ * file).
+ */
+struct direct *session_direct (struct backup_session *s,
+                               const struct backup_disk *d);
+
+/* Does the daemon still run the backups?  What was read without it counts only
+ * then.  -1 with the reason.
+ */
+int session_check (struct backup_session *s, struct error *err);
 
 /* That disk has been read up to there, and will not be read there again: what
  * the daemon keeps of it can go.  Errors do not matter.

@@ -5,6 +5,7 @@
  *
  *   begin: the bitmaps are frozen, and the disks as they are now can be read
  *   copy
+ *   the daemon is asked whether they still can
  *   every OUT is made durable, and gets its name
  *   end: the bitmaps are advanced
  *
@@ -267,6 +268,23 @@ leave (struct backup *b)
   _exit (STATUS_CANCELLED);
 }
 
+/* Who asks a server for data waits for it.  Who reads it from the disk mostly
+ * does not: more threads than processors are only in the way of the one that
+ * writes.
+ */
+static unsigned
+connections (const struct backup *b, const struct out *o, bool direct)
+{
+  long cpus;
+
+  if (b->v->connections)
+    return b->v->connections;
+  if (!direct || (o->target.disk && o->target.disk->fixed_size))
+    return CONNECTIONS;
+  cpus = sysconf (_SC_NPROCESSORS_ONLN);
+  return cpus < 2 ? 2 : cpus < CONNECTIONS ? cpus : CONNECTIONS;
+}
+
 static int
 copy_disk (struct backup *b, struct backup_disk *d, struct out *o,
            struct error *err)
@@ -275,24 +293,32 @@ copy_disk (struct backup *b, struct backup_disk *d, struct out *o,
     .export = d->export,
     .size = d->head.size,
     .full = d->full,
-    .connections = b->v->connections ? b->v->connections : CONNECTIONS,
     .writer = o->writer,
     .target = o->target.disk,
     .id = d->head.id,
     .compression = { .how = MIGRATE_COMPRESSION_ZSTD },
   };
   struct under_way u = { NULL, &b->session, d };
+  int r;
 
   if (b->v->has_compression)
     opt.compression = b->v->compression;
+  /* Who says where to read from wants it to be read from there. */
+  if (b->v->uri == NULL)
+    opt.direct = session_direct (&b->session, d);
+  opt.connections = connections (b, o, opt.direct);
   u.copy = start_copy (b, &opt, err);
-  if (u.copy == NULL)
+  if (u.copy == NULL) {
+    direct_close (opt.direct);
     return -1;
+  }
   copying_begin (&b->progress, d->node, d->needed);
   if (!copying_wait (&b->progress, &ops, &u))
     leave (b);
   copying_break (&b->progress);
-  if (copy_end (u.copy, err) == -1)
+  r = copy_end (u.copy, err);
+  direct_close (opt.direct);
+  if (r == -1)
     return -1;
   if (copying_interrupted (&b->progress))
     return error_set (err, ECANCELED, "interrupted");
@@ -336,7 +362,7 @@ copy_all (struct backup *b, struct error *err)
                    err) == -1 ||
         copy_disk (b, &s->disks[i], &b->outs[i], err) == -1)
       return -1;
-  return 0;
+  return session_check (s, err);
 }
 
 static int

@@ -36,6 +36,8 @@ struct control {
   uint64_t deadline; /* of control_command */
   int hurry_fd;   /* -1: none, or no more */
   uint64_t until; /* UINT64_MAX: there is no hurry */
+  int fds[CONTROL_FDS]; /* received */
+  size_t nr_fds;
 };
 
 static int
@@ -127,11 +129,29 @@ control_open (const char *path, struct error *err)
   return c;
 }
 
+static void
+drop_fds (struct control *c)
+{
+  while (c->nr_fds > 0)
+    close (c->fds[--c->nr_fds]);
+}
+
+bool
+control_take_fds (struct control *c, int *fds, size_t nr)
+{
+  if (c->nr_fds != nr)
+    return false;
+  memcpy (fds, c->fds, nr * sizeof fds[0]);
+  c->nr_fds = 0;
+  return true;
+}
+
 void
 control_close (struct control *c)
 {
   if (c == NULL)
     return;
+  drop_fds (c);
   if (c->fd != -1)
     close (c->fd);
   free (c->buf);
@@ -183,6 +203,7 @@ control_send (struct control *c, const char *command, json_t *args,
   ssize_t n;
 
   json_decref (msg);
+  drop_fds (c);
   if (line == NULL)
     return error_set (err, ENOMEM, "%s: %m", command);
   line[len++] = '\n'; /* over the NUL */
@@ -230,6 +251,47 @@ next_message (struct control *c, json_t **msg, struct error *err)
                                "that is not JSON", c->path);
 }
 
+/* Keep the descriptors that have come with some bytes. */
+static void
+keep_fds (struct control *c, struct msghdr *msg)
+{
+  struct cmsghdr *h;
+
+  for (h = CMSG_FIRSTHDR (msg); h; h = CMSG_NXTHDR (msg, h)) {
+    size_t nr = (h->cmsg_len - CMSG_LEN (0)) / sizeof (int);
+
+    if (h->cmsg_level != SOL_SOCKET || h->cmsg_type != SCM_RIGHTS)
+      continue;
+    for (size_t i = 0; i < nr; i++) {
+      int fd;
+
+      memcpy (&fd, CMSG_DATA (h) + i * sizeof fd, sizeof fd);
+      if (c->nr_fds < CONTROL_FDS)
+        c->fds[c->nr_fds++] = fd;
+      else
+        close (fd);
+    }
+  }
+}
+
+static ssize_t
+receive (struct control *c, char *to, size_t len)
+{
+  union {
+    struct cmsghdr header;
+    char space[CMSG_SPACE (CONTROL_FDS * sizeof (int))];
+  } control;
+  struct iovec iov = { to, len };
+  struct msghdr msg = { .msg_iov = &iov, .msg_iovlen = 1,
+                        .msg_control = &control,
+                        .msg_controllen = sizeof control };
+  ssize_t n = recvmsg (c->fd, &msg, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
+
+  if (n > 0)
+    keep_fds (c, &msg);
+  return n;
+}
+
 /* Take what has arrived; the socket is readable. */
 static int
 fill (struct control *c, struct error *err)
@@ -248,7 +310,7 @@ fill (struct control *c, struct error *err)
     c->buf = buf;
     c->capacity = capacity;
   }
-  n = recv (c->fd, c->buf + c->len, c->capacity - c->len, MSG_DONTWAIT);
+  n = receive (c, c->buf + c->len, c->capacity - c->len);
   if (n > 0)
     c->len += n;
   else if (n == 0)

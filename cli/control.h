@@ -60,6 +60,13 @@ json_t *control_result (const json_t *reply, struct error *err);
 json_t *control_command (struct control *c, const char *command, json_t *args,
                          struct error *err);
 
+/* The descriptors that came with the last reply, now the caller's: exactly 'nr'
+ * (CONTROL_FDS at most) of them, or none and false.  Those that are not taken
+ * are closed when the next command is sent.
+ */
+#define CONTROL_FDS 2
+bool control_take_fds (struct control *c, int *fds, size_t nr);
+
 /* From now on all commands together wait no longer than that for replies
  * (UINT64_MAX: as long as it takes, as at the start); who comes too late is
  * refused with ETIMEDOUT, and its reply dropped by the next one.  For what

@@ -471,17 +471,11 @@ client_extent (struct client *c, uint64_t offset, uint64_t end,
                                                  LIBNBD_CMD_FLAG_REQ_ONE));
 }
 
-struct walk {
-  uint64_t at, end;
-  client_found found;
-  void *opaque;
-};
-
 static int
 each_extent (void *opaque, const char *context, uint64_t offset,
              uint32_t *entries, size_t nr, int *error)
 {
-  struct walk *w = opaque;
+  struct client_question *w = opaque;
 
   (void) error;
   if (strcmp (context, LIBNBD_CONTEXT_BASE_ALLOCATION) != 0 ||
@@ -506,24 +500,48 @@ each_extent (void *opaque, const char *context, uint64_t offset,
 }
 
 int
-client_extents (struct client *c, uint64_t offset, uint64_t end,
-                client_found found, void *opaque, uint64_t *next)
+client_extents_ask (struct client *c, struct client_question *q,
+                    uint64_t offset, uint64_t end, client_found found,
+                    void *opaque)
 {
-  struct walk w = { offset, end, found, opaque };
-  nbd_extent_callback cb = { .callback = each_extent, .user_data = &w };
+  nbd_extent_callback cb = { .callback = each_extent, .user_data = q };
   uint64_t len = end - offset;
 
   if (len > UINT32_MAX)
     len = UINT32_MAX & ~UINT32_C (511);
-  w.end = offset + len;
-  if (client_finish (c, nbd_aio_block_status (c->nbd, len, offset, cb,
-                                              NBD_NULL_COMPLETION, 0)) == -1)
+  *q = (struct client_question){ .start = offset, .at = offset,
+                                 .end = offset + len, .found = found,
+                                 .opaque = opaque };
+  q->cookie = nbd_aio_block_status (c->nbd, len, offset, cb,
+                                    NBD_NULL_COMPLETION, 0);
+  if (q->cookie != -1)
+    return 0;
+  errno = nbd_errno ();
+  return -1;
+}
+
+int
+client_extents_answer (struct client *c, struct client_question *q,
+                       uint64_t *next)
+{
+  if (client_finish (c, q->cookie) == -1)
     return -1;
-  *next = w.at;
-  if (w.at > offset)
+  *next = q->at;
+  if (q->at > q->start)
     return 0;
   errno = EPROTO; /* it must say something */
   return -1;
+}
+
+int
+client_extents (struct client *c, uint64_t offset, uint64_t end,
+                client_found found, void *opaque, uint64_t *next)
+{
+  struct client_question q;
+
+  if (client_extents_ask (c, &q, offset, end, found, opaque) == -1)
+    return -1;
+  return client_extents_answer (c, &q, next);
 }
 
 /* The URI's export as it is written there: from *start, 'len' bytes. */

@@ -97,6 +97,22 @@ typedef void (*client_found) (void *opaque, const struct extent *ext);
 int client_extents (struct client *c, uint64_t offset, uint64_t end,
                     client_found found, void *opaque, uint64_t *next);
 
+/* The same in two steps: between them the server looks, and nothing else is
+ * asked of it on this connection.  'found' is called in the second one.
+ */
+struct client_question {
+  uint64_t start, at, end;
+  client_found found;
+  void *opaque;
+  int64_t cookie;
+};
+
+int client_extents_ask (struct client *c, struct client_question *q,
+                        uint64_t offset, uint64_t end, client_found found,
+                        void *opaque);
+int client_extents_answer (struct client *c, struct client_question *q,
+                           uint64_t *next);
+
 /* The export that an NBD URI names, "" if none; the caller frees it. */
 char *client_uri_export (const char *uri, struct error *err);
 
