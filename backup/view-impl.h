@@ -72,6 +72,7 @@ struct view {
   pthread_mutex_t lock; /* protects what follows; a leaf */
   bool failed;
   char error[ERROR_MAX];
+  struct extent known; /* data of the disk, the last that was found */
 };
 
 /* view-copy.c: the hook's 'before'. */

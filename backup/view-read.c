@@ -120,6 +120,31 @@ settled_extent (struct view *v, uint64_t end, struct extent *ext)
   ext->type = zero ? EXTENT_ZERO : EXTENT_DATA;
 }
 
+/* What the disk has at 'start', cut at 'end'.  How far data goes is expensive to
+ * find on some file systems (disk/file.c), and a bitmap has many runs; so it is
+ * asked for all of it once, and remembered.  What was data since the instant is
+ * data as long as it is not settled, which the caller sees to.
+ */
+static int
+map_disk (struct view *v, uint64_t start, uint64_t end, struct extent *ext)
+{
+  pthread_mutex_lock (&v->lock);
+  *ext = v->known;
+  pthread_mutex_unlock (&v->lock);
+  if (start >= ext->start && start < ext->end)
+    ext->start = start;
+  else if (drive_extent (v->opt.drive, start, v->size, ext) == -1)
+    return -1;
+  else if (ext->type == EXTENT_DATA) {
+    pthread_mutex_lock (&v->lock);
+    v->known = *ext;
+    pthread_mutex_unlock (&v->lock);
+  }
+  if (ext->end > end)
+    ext->end = end;
+  return 0;
+}
+
 /* What is at ext->start of the disk, if it is there still. */
 static int
 disk_extent (struct view *v, uint64_t end, struct extent *ext,
@@ -134,7 +159,7 @@ disk_extent (struct view *v, uint64_t end, struct extent *ext,
     end = run.start;
   }
   if (v->opt.drive->disk->can_extents) {
-    if (drive_extent (v->opt.drive, start, end, ext) == -1)
+    if (map_disk (v, start, end, ext) == -1)
       return error_set (err, errno, "map %s: %m", v->opt.drive->path);
   }
   else

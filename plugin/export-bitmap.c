@@ -97,10 +97,31 @@ next_dirty (struct bitmap_export *x, uint64_t from, uint64_t to,
   return -1;
 }
 
+/* What the disk has at 'offset', cut at 'end'.  How far data goes is expensive
+ * to find on some file systems (disk/file.c): within one answer it is asked
+ * once, and kept in *known.
+ */
+static int
+map_disk (struct drive *d, uint64_t offset, uint64_t end,
+          struct extent *known, struct extent *ext)
+{
+  if (offset < known->start || offset >= known->end) {
+    if (drive_extent (d, offset, d->size, ext) == -1)
+      return -1;
+    if (ext->type == EXTENT_DATA)
+      *known = *ext;
+  }
+  else
+    *ext = (struct extent){ offset, known->end, EXTENT_DATA };
+  if (ext->end > end)
+    ext->end = end;
+  return 0;
+}
+
 /* What lies at 'offset', cut at 'end'. */
 static int
 find_extent (struct bitmap_export *x, uint64_t offset, uint64_t end,
-             struct extent *ext)
+             struct extent *known, struct extent *ext)
 {
   struct range run;
 
@@ -118,7 +139,7 @@ find_extent (struct bitmap_export *x, uint64_t offset, uint64_t end,
     *ext = (struct extent){ offset, run.end, EXTENT_DATA };
     return 0;
   }
-  if (drive_extent (x->drive, offset, run.end, ext) == -1) {
+  if (map_disk (x->drive, offset, run.end, known, ext) == -1) {
     int saved = errno;
 
     nbdkit_error ("map %s at %" PRIu64 ": %m", x->drive->path, offset);
@@ -136,11 +157,12 @@ bitmap_export_extents (struct export *e, uint32_t count, uint64_t offset,
 {
   struct bitmap_export *x = (struct bitmap_export *) e;
   uint64_t end = offset + count;
+  struct extent known = { 0, 0, EXTENT_DATA };
 
   while (offset < end) {
     struct extent ext;
 
-    if (find_extent (x, offset, end, &ext) == -1 ||
+    if (find_extent (x, offset, end, &known, &ext) == -1 ||
         nbdkit_add_extent (extents, ext.start, ext.end - ext.start,
                            export_extent_type (ext.type)) == -1)
       return -1;

@@ -74,6 +74,7 @@ static struct {
   pthread_mutex_t lock; /* protects what follows */
   pthread_cond_t changed;
   unsigned calls[4]; /* by enum tap_op */
+  unsigned extents;  /* that were asked for */
   int fail[4];       /* errno for each call, or 0 */
   bool hold;         /* the next write, zero or trim at 'hold_at' waits */
   uint64_t hold_at;
@@ -183,6 +184,9 @@ tap_cache (struct disk *d, uint64_t len, uint64_t offset)
 static inline int
 tap_extent (struct disk *d, uint64_t offset, uint64_t end, struct extent *ext)
 {
+  pthread_mutex_lock (&tap.lock);
+  tap.extents++;
+  pthread_mutex_unlock (&tap.lock);
   return tap.real->extent (d, offset, end, ext);
 }
 

@@ -706,6 +706,31 @@ test_handed_over (void **state)
   drives_open (&d, 1, true);
 }
 
+/* To find the end of data takes long on some file systems. */
+static void
+test_extents_remembered (void **state)
+{
+  struct view *v;
+  struct extent ext;
+  unsigned data = 0;
+
+  add_bitmap (d, "b", 4096, true, false);
+  v = BEGIN (d, 1, .bitmap = "b", .full = true);
+  end_ok (v, true);
+  for (uint64_t at = 0; at < DISK_SIZE; at += 16384)
+    write_at (at, 512);
+  v = BEGIN (d, 2, .bitmap = "b");
+  write_at (40 * 16384, 512);
+  tap.extents = 0;
+  for (uint64_t at = 0; at < DISK_SIZE; at = ext.end) {
+    assert_int_equal (view_extent (v, at, DISK_SIZE, &ext, &err), 0);
+    data += ext.type == EXTENT_DATA;
+  }
+  assert_int_equal (data, DISK_SIZE / 16384 + 1);
+  assert_int_equal (tap.extents, 1);
+  end_ok (v, true);
+}
+
 static bool
 gone (struct direct *direct, uint64_t start, uint64_t end)
 {
@@ -789,7 +814,7 @@ main (void)
     T (test_points),        T (test_busy),
     T (test_all_or_none),   T (test_point_not_recorded),
     T (test_handed_over),   T (test_client_gone),
-    T (test_direct),
+    T (test_direct),        T (test_extents_remembered),
   };
 
   return cmocka_run_group_tests (tests, make_dir, remove_dir);
