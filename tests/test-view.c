@@ -11,6 +11,7 @@
 #include <cmocka.h>
 
 #include "drive-test.h"
+#include "view-impl.h"
 #include "view-test.h"
 #include "points.h"
 
@@ -748,6 +749,7 @@ test_direct (void **state)
   static const uint8_t x[512] = "x";
   struct view *v, *failed;
   struct direct *direct, *other;
+  struct range run;
   uint8_t buf[512];
   int fds[2];
 
@@ -765,6 +767,12 @@ test_direct (void **state)
   /* What was released is not kept either. */
   view_release (v, 0, 5 * GRANULE);
   assert_true (gone (direct, 0, 45 * GRANULE));
+  /* As somebody leaves it for an instant who has found a hole there. */
+  atomic_store (&v->place[46], PLACE_ZERO);
+  assert_int_equal (drive_pwrite (d, x, 512, 46 * GRANULE, 0), 0);
+  assert_int_equal (direct_next_gone (direct, 46 * GRANULE, DISK_SIZE, &run),
+                    1);
+  assert_int_equal (run.start, 46 * GRANULE);
   /* The descriptors are for reading. */
   assert_int_equal (view_direct (v, fds, &err), 0);
   assert_int_equal (pwrite (fds[0], x, 512, 0), -1);
