@@ -2,9 +2,8 @@
  * SPDX-License-Identifier: BSD-3-Clause
  *
  * A job is one pack: extents, in order, with at most PACK_DATA bytes of data.
- * A worker takes the next job by walking the source's extents under a lock for
- * that (through a connection that is used for nothing else), and reads the data
- * without it.  What the source is asked of its extents, it is asked ahead.
+ * A worker takes the next job by walking the source's extents (copy-walk.h)
+ * under a lock for that, and reads the data without it.
  *
  * Servers and devices take several writes at once, so there each worker writes
  * what it has read.  A file takes one at a time: to wait for it in the kernel
@@ -14,9 +13,9 @@
  *   slot of job n: free -> TAKEN -> READY -> free
  *
  * and, unless another worker writes, writes what is ready, in order, until the
- * next one is not; so nobody is woken to write.  Job n has slot n % nr_slots, and
- * is taken only when job n - nr_slots has been written; so memory is bounded,
- * however slow the writing is.
+ * next one is not; so nobody is woken to write.  Job n has slot n % nr_slots,
+ * and is taken only when job n - nr_slots has been written; so memory is
+ * bounded, however slow the writing is.
  */
 #include <config.h>
 
@@ -29,11 +28,11 @@
 
 #include "cleanup.h"
 #include "clock.h"
+#include "copy-walk.h"
 #include "copy.h"
 #include "pack-disk.h"
 
 #define CONNECT_MS 30000
-#define STATUS_BYTES (UINT64_C (1) << 30) /* asked about at a time */
 #define MIN_SLOTS 8 /* so many that who writes seldom waits */
 
 struct slot {
@@ -79,12 +78,7 @@ struct copy {
 
   pthread_mutex_t walk;      /* one takes a job at a time; before 'lock', and
                                 held while the server is asked; protects: */
-  struct client *walker;
-  struct extent *found;      /* of the last answer */
-  size_t nr_found, at_found, max_found;
-  uint64_t asked;            /* answers go up to here */
-  struct client_question question; /* what is asked from there on, */
-  bool is_asked;             /* if so */
+  struct copy_walk source;
 };
 
 /* ---- errors ---- */
@@ -107,98 +101,7 @@ fail (struct copy *c, const struct error *err)
   fail_locked (c, err);
 }
 
-/* ---- walking (the lock for that held) ---- */
-
-static void
-found_one (void *opaque, const struct extent *ext)
-{
-  struct copy *c = opaque;
-  uint64_t at = c->nr_found ? c->found[c->nr_found - 1].end : c->asked;
-
-  /* What is not taken now, and all behind it, is asked for again. */
-  if (ext->start != at)
-    return;
-  if (c->nr_found == c->max_found) {
-    size_t max = c->max_found ? c->max_found * 2 : 1024;
-    struct extent *more = realloc (c->found, max * sizeof more[0]);
-
-    if (more == NULL)
-      return;
-    c->found = more;
-    c->max_found = max;
-  }
-  c->found[c->nr_found++] = *ext;
-}
-
-static int
-ask_failed (struct copy *c, struct error *err)
-{
-  return error_set (err, errno, "ask for the extents at %" PRIu64 ": %m",
-                    c->asked);
-}
-
-/* Send the next question; nobody waits for the answer yet. */
-static int
-ask (struct copy *c, struct error *err)
-{
-  uint64_t end = c->opt.size;
-
-  if (end - c->asked > STATUS_BYTES)
-    end = c->asked + STATUS_BYTES;
-  if (client_extents_ask (c->walker, &c->question, c->asked, end, found_one,
-                          c) == -1)
-    return ask_failed (c, err);
-  c->is_asked = true;
-  return 0;
-}
-
-static int
-get_answer (struct copy *c, struct error *err)
-{
-  uint64_t next;
-
-  if (!c->is_asked && ask (c, err) == -1)
-    return -1;
-  c->is_asked = false;
-  c->nr_found = c->at_found = 0;
-  if (client_extents_answer (c->walker, &c->question, &next) == -1)
-    return ask_failed (c, err);
-  if (c->nr_found == 0)
-    return error_set (err, ENOMEM, "%m");
-  c->asked = c->found[c->nr_found - 1].end;
-  return c->asked < c->opt.size ? ask (c, err) : 0;
-}
-
-/* Fill 'p' with the next extents; its data is not there yet. */
-static int
-take_extents (struct copy *c, struct pack *p, struct error *err)
-{
-  pack_clear (p);
-  for (;;) {
-    struct extent *e;
-    uint64_t room, n;
-
-    if (c->at_found == c->nr_found) {
-      if (c->asked == c->opt.size)
-        return 0;
-      if (get_answer (c, err) == -1)
-        return -1;
-      continue;
-    }
-    e = &c->found[c->at_found];
-    n = e->end - e->start;
-    if (e->type != EXTENT_HOLE || c->opt.full) {
-      room = pack_room (p, e->type);
-      if (room == 0)
-        return 0;
-      n = n < room ? n : room;
-      pack_add (p, e->start, n, e->type);
-    }
-    e->start += n;
-    if (e->start == e->end)
-      c->at_found++;
-  }
-}
+/* ---- taking a job ---- */
 
 /* False: there is nothing more to do. */
 static bool
@@ -227,11 +130,10 @@ take_job (struct worker *w, struct pack **pack, uint64_t *job,
   /* Only who has the walk's lock changes next_job. */
   if (c->nr_slots > 0)
     *pack = &c->slots[c->next_job % c->nr_slots].pack;
-  if (take_extents (c, *pack, err) == -1)
+  if (copy_walk_take (&c->source, *pack, err) == -1)
     return -1;
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&c->lock);
-  c->untaken = c->at_found < c->nr_found ? c->found[c->at_found].start
-                                         : c->asked;
+  c->untaken = copy_walk_untaken (&c->source);
   if ((*pack)->nr == 0) {
     c->all_taken = true;
     return 0;
@@ -461,8 +363,9 @@ connect_source (struct copy *c, struct error *err)
 static int
 connect_all (struct copy *c, struct error *err)
 {
-  c->walker = connect_source (c, err);
-  if (c->walker == NULL)
+  c->source = (struct copy_walk){ .client = connect_source (c, err),
+                                  .size = c->opt.size, .full = c->opt.full };
+  if (c->source.client == NULL)
     return -1;
   for (unsigned i = 0; i < c->opt.connections; i++) {
     c->workers[i].copy = c;
@@ -481,7 +384,7 @@ copy_free (struct copy *c)
 {
   for (unsigned i = 0; c->workers && i < c->opt.connections; i++)
     client_close (c->workers[i].client);
-  client_close (c->walker);
+  copy_walk_destroy (&c->source);
   for (size_t i = 0; c->slots && i < c->nr_slots; i++)
     pack_destroy (&c->slots[i].pack);
   stop_destroy (&c->stop);
@@ -489,7 +392,6 @@ copy_free (struct copy *c)
   pthread_mutex_destroy (&c->walk);
   pthread_cond_destroy (&c->ended);
   pthread_cond_destroy (&c->room);
-  free (c->found);
   free (c->slots);
   free (c->workers);
   free (c);

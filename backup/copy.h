@@ -3,9 +3,9 @@
  *
  * The source is an export whose allocation map says what is needed: data,
  * zeros, and holes, which mean "not in this backup" unless it is a full one.
- * Several threads read, each through a connection of its own, or the disk itself
- * (direct.h) as far as it is as it was; what they read goes to an archive, in
- * order, or to a disk, in any order.
+ * Several threads read, each through a connection of its own, or the disk
+ * itself (direct.h) as far as it is as it was; what they read goes to an
+ * archive, in order, or to a disk, in any order.
  */
 #ifndef FERRY_COPY_H
 #define FERRY_COPY_H

@@ -120,10 +120,10 @@ settled_extent (struct view *v, uint64_t end, struct extent *ext)
   ext->type = zero ? EXTENT_ZERO : EXTENT_DATA;
 }
 
-/* What the disk has at 'start', cut at 'end'.  How far data goes is expensive to
- * find on some file systems (disk/file.c), and a bitmap has many runs; so it is
- * asked for all of it once, and remembered.  What was data since the instant is
- * data as long as it is not settled, which the caller sees to.
+/* What the disk has at 'start', cut at 'end'.  How far data goes is expensive
+ * to find on some file systems (disk/file.c), and a bitmap has many runs; so it
+ * is asked for all of it once, and remembered.  What was data since the instant
+ * is data as long as it is not settled, which the caller sees to.
  */
 static int
 map_disk (struct view *v, uint64_t start, uint64_t end, struct extent *ext)
