@@ -171,8 +171,8 @@ cancel_attempt (struct outgoing *o)
   if (client_is_dead (o->control)) {
     struct client *c;
 
-    if (outgoing_next_epoch (o, NULL) == -1)
-      o->epoch++; /* in this process it is enough that it grows */
+    /* In this process it is enough that it grows. */
+    outgoing_next_epoch (o, NULL);
     c = outgoing_open_channel (o, 0, &o->quit, CANCEL_TIMEOUT_MS, NULL);
     if (c == NULL)
       return -1;

@@ -54,20 +54,27 @@ struct outgoing {
   bool joined;           /* the owner's */
   bool restored;         /* read-only: it began before this process */
 
+  /* Protects what migration.json says, across I/O, while it says it; before
+   * 'lock'.  What is marked (w) changes with it held, by the migration thread
+   * alone; so the thread may read that without.
+   */
+  pthread_mutex_t writing;
+
   /* The migration thread's own. */
-  char *uri;
+  char *uri;               /* (w) */
   struct client *control;
   struct engine *engine;   /* also used by the mirror, while it runs */
   struct compressor *compressors; /* one for each channel of the engine */
   unsigned nr_compressors;
   struct packet_header h;  /* for control packets */
   struct flusher *flusher; /* also used by channels, while they run */
-  uint64_t epoch;          /* of this connection */
-  uint64_t attempt;
+  uint64_t epoch;          /* of this connection (w) */
+  uint64_t attempt;        /* (w) */
   struct blobs *blobs;     /* or NULL */
-  uint64_t reserved;       /* attempts that the description allows for */
+  uint64_t reserved;       /* attempts that the description allows for; also
+                              changed by who holds 'writing' */
   uint64_t wait;           /* ns, before the next connection */
-  bool described;          /* migration.json is there (description.h) */
+  bool described;          /* migration.json is there (description.h) (w) */
   bool other_uri;          /* that of migrate-recover, and no connection yet */
   bool ending;             /* it only says that it ends */
   bool connected;          /* the destination may know the session */
@@ -83,9 +90,10 @@ struct outgoing {
   bool cancelled;
   bool tracked;         /* data may have gone: it can be paused */
   bool lasting;         /* the error cannot be overcome */
-  bool pause_asked;     /* by an administrator, until recover */
+  bool pause_asked;     /* by an administrator, until recover; changes with
+                           'writing' held as well */
   bool recover_asked;
-  char *new_uri;        /* then; or NULL */
+  char *new_uri;        /* then; or NULL; changes like pause_asked */
   bool running;         /* the engine may be used */
   unsigned round;
   uint64_t sample_ns, sample_bytes; /* when the rate was measured last */

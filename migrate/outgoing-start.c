@@ -29,6 +29,7 @@ free_outgoing (struct outgoing *o)
   blobs_free (o->blobs);
   stop_destroy (&o->cancel);
   stop_destroy (&o->quit);
+  pthread_mutex_destroy (&o->writing);
   pthread_mutex_destroy (&o->lock);
   pthread_cond_destroy (&o->cond);
   json_decref (o->hints);
@@ -49,6 +50,7 @@ alloc_outgoing (struct drive *const *drives, size_t nr, const char *uri,
     error_set (err, ENOMEM, "%m");
     return NULL;
   }
+  pthread_mutex_init (&o->writing, NULL);
   pthread_mutex_init (&o->lock, NULL);
   pthread_cond_init (&o->cond, NULL);
   o->cancel.fd = o->quit.fd = -1;

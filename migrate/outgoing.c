@@ -247,7 +247,7 @@ send_cancel (struct outgoing *o)
   struct client *c;
 
   o->ending = true;
-  o->epoch++; /* fences off what may still be under way */
+  outgoing_next_epoch (o, NULL); /* fences off what may still be under way */
   c = outgoing_open_channel (o, 0, &o->quit, CANCEL_TIMEOUT_MS, NULL);
   if (c == NULL)
     return;

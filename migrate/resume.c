@@ -23,16 +23,25 @@
 
 /* ---- the description ---- */
 
+/* As it stands, or with another URI (NULL: the present one, or that of
+ * migrate-recover if it is still to be taken).  'writing' is held.
+ */
 static int
-write_description (struct outgoing *o, bool paused, struct error *err)
+write_description (struct outgoing *o, const char *uri, bool paused,
+                   struct error *err)
 {
   struct description d = {
-    .session = o->session, .uri = o->uri, .epoch = o->epoch,
+    .session = o->session, .epoch = o->epoch,
     .attempt = o->attempt + ATTEMPTS, .paused = paused, .nr = o->nr,
   };
   const char *first = o->shipments[0].drive->state_dir;
+  CLEANUP_FREE char *name = NULL; /* of the disk there, if a new URI has it */
   int r;
 
+  uri = uri ?: o->new_uri;
+  if (uri && (name = client_uri_export (uri, err)) == NULL)
+    return -1;
+  d.uri = (char *) (uri ?: o->uri); /* borrowed */
   d.disks = calloc (o->nr, sizeof d.disks[0]);
   if (d.disks == NULL)
     return error_set (err, ENOMEM, "%m");
@@ -40,7 +49,7 @@ write_description (struct outgoing *o, bool paused, struct error *err)
     d.disks[i] = (struct description_disk){
       .name = o->shipments[i].drive->name,
       .state_dir = o->shipments[i].drive->state_dir,
-      .target = o->shipments[i].name,
+      .target = name && name[0] ? name : o->shipments[i].name,
       .lineage = o->shipments[i].lineage,
       .generation = o->shipments[i].generation,
     };
@@ -81,19 +90,23 @@ is_paused_by_hand (struct outgoing *o)
 int
 outgoing_next_epoch (struct outgoing *o, struct error *err)
 {
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&o->writing);
+
   o->epoch++;
   if (!o->described)
     return 0;
-  return write_description (o, is_paused_by_hand (o), err);
+  return write_description (o, NULL, is_paused_by_hand (o), err);
 }
 
 int
 outgoing_next_attempt (struct outgoing *o, struct error *err)
 {
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&o->writing);
+
   o->attempt++;
   if (!o->described || o->attempt <= o->reserved)
     return 0;
-  return write_description (o, is_paused_by_hand (o), err);
+  return write_description (o, NULL, is_paused_by_hand (o), err);
 }
 
 /* ---- tracking ---- */
@@ -101,6 +114,7 @@ outgoing_next_attempt (struct outgoing *o, struct error *err)
 static void
 remove_descriptions (struct outgoing *o)
 {
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&o->writing);
   struct error err;
 
   /* The first one first: the others are nothing without it. */
@@ -111,16 +125,25 @@ remove_descriptions (struct outgoing *o)
   o->described = false;
 }
 
+static int
+make_descriptions (struct outgoing *o, struct error *err)
+{
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&o->writing);
+
+  if (write_pointers (o, err) == -1 ||
+      write_description (o, NULL, false, err) == -1)
+    return -1;
+  o->described = true;
+  return 0;
+}
+
 static void
 describe (struct outgoing *o)
 {
   struct error err;
 
-  if (write_pointers (o, &err) == 0 &&
-      write_description (o, false, &err) == 0) {
-    o->described = true;
+  if (make_descriptions (o, &err) == 0)
     return;
-  }
   remove_descriptions (o);
   log_message ("the migration cannot go on after a restart of this server: %s",
                err.msg);
@@ -229,7 +252,8 @@ outgoing_refused (struct outgoing *o, const struct client *c,
 /* ---- pausing ---- */
 
 /* The stop was thrown by what has ended a connection.  It is made ready for
- * the next one; who throws it for another reason has said so before.
+ * the next one; who throws it for another reason has said so before, so this
+ * comes before one looks at what was said.
  */
 static void
 rearm (struct outgoing *o)
@@ -239,22 +263,25 @@ rearm (struct outgoing *o)
 
 enum next { NEXT_WAIT, NEXT_TRY, NEXT_END };
 
-/* Lock held. */
 static enum next
 what_next (struct outgoing *o, const struct error *why)
 {
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&o->lock);
+
   if (o->cancelled || o->let_go || !o->tracked || o->lasting ||
       (o->params.no_resume && !o->pause_asked && why))
     return NEXT_END;
   if (!o->recover_asked)
     return NEXT_WAIT;
   o->recover_asked = false;
+  rearm (o); /* it was thrown for that; the next connection is to live */
   return NEXT_TRY;
 }
 
 static void
 take_uri (struct outgoing *o)
 {
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&o->writing);
   CLEANUP_FREE char *uri = NULL, *export = NULL;
 
   pthread_mutex_lock (&o->lock);
@@ -313,14 +340,11 @@ outgoing_explain_pause (struct outgoing *o, struct error *err)
                "migrate-recover");
 }
 
-/* Also after a restart. */
 static void
 pause_by_hand (struct outgoing *o)
 {
   struct error why = { 0 };
 
-  if (o->described)
-    write_description (o, true, NULL);
   outgoing_explain_pause (o, &why);
   show_paused (o, &why);
 }
@@ -333,14 +357,12 @@ outgoing_pause (struct outgoing *o, const struct error *why)
   enum next next;
 
   rearm (o);
-  pthread_mutex_lock (&o->lock);
   next = what_next (o, why);
-  pthread_mutex_unlock (&o->lock);
   if (next == NEXT_END || stop_wait (&o->quit, 0))
     return false;
   for (size_t i = 0; i < o->nr; i++)
     held_lost (&o->shipments[i]);
-  if (!is_paused_by_hand (o)) /* that is told once it is durable */
+  if (!is_paused_by_hand (o)) /* that is told below */
     show_paused (o, why);
   until = now_ns () + next_wait (o, why);
 
@@ -355,9 +377,7 @@ outgoing_pause (struct outgoing *o, const struct error *why)
       break;
     if (stop_wait (&o->cancel, by_hand ? 3600 * NS_PER_S : until - now))
       rearm (o);
-    pthread_mutex_lock (&o->lock);
     next = what_next (o, NULL);
-    pthread_mutex_unlock (&o->lock);
     if (stop_wait (&o->quit, 0))
       next = NEXT_END;
   }
@@ -369,51 +389,108 @@ outgoing_pause (struct outgoing *o, const struct error *why)
 
 /* ---- from outside ---- */
 
+static void
+record_as_it_is (struct outgoing *o)
+{
+  if (o->described)
+    write_description (o, NULL, is_paused_by_hand (o), NULL);
+}
+
+/* What is asked for is durable before it is answered, and only then done:
+ * whoever has the answer may kill the daemon.  'writing' is held.
+ */
+static int
+record (struct outgoing *o, const char *uri, bool paused, struct error *err)
+{
+  if (!o->described) /* a restart forgets all of it */
+    return 0;
+  if (write_description (o, uri, paused, err) == 0)
+    return 0;
+  /* It may be on the disk all the same. */
+  record_as_it_is (o);
+  return -1;
+}
+
+static int
+check_new_uri (const struct outgoing *o, const char *uri, struct error *err)
+{
+  CLEANUP_FREE char *export = client_uri_export (uri, err);
+
+  if (export == NULL)
+    return -1;
+  if (export[0] && o->nr != 1)
+    return error_set (err, EINVAL, "%s names one disk, but %zu are to move; "
+                      "name only the server", uri, o->nr);
+  return 0;
+}
+
+static bool
+is_paused (struct outgoing *o)
+{
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&o->lock);
+
+  return o->info.status == MIGRATE_PAUSED;
+}
+
 int
 outgoing_recover (struct outgoing *o, const char *uri, struct error *err)
 {
-  CLEANUP_FREE char *copy = NULL, *export = NULL;
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&o->writing);
+  CLEANUP_FREE char *copy = NULL;
 
-  if (uri) {
-    export = client_uri_export (uri, err);
-    if (export == NULL)
-      return -1;
-    if (export[0] && o->nr != 1)
-      return error_set (err, EINVAL, "%s names one disk, but %zu are to move; "
-                        "name only the server", uri, o->nr);
-    copy = strdup (uri);
-    if (copy == NULL)
-      return error_set (err, ENOMEM, "%m");
-  }
-  pthread_mutex_lock (&o->lock);
-  if (o->info.status != MIGRATE_PAUSED) {
-    pthread_mutex_unlock (&o->lock);
+  if (uri && check_new_uri (o, uri, err) == -1)
+    return -1;
+  if (uri && (copy = strdup (uri)) == NULL)
+    return error_set (err, ENOMEM, "%m");
+  if (!is_paused (o))
     return error_set (err, EINVAL, "Migrate recover can only be run when the "
                       "migration is paused.");
-  }
+  if (record (o, uri, false, err) == -1)
+    return -1;
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&o->lock);
   o->pause_asked = false;
   o->recover_asked = true;
   if (copy) {
     free (o->new_uri);
     o->new_uri = take_ptr (&copy);
   }
-  pthread_mutex_unlock (&o->lock);
+  /* Under the lock: who sees what was asked for takes this back with it, and
+   * ends no connection that was made for it.
+   */
   stop_throw (&o->cancel);
   return 0;
+}
+
+static int
+may_pause (struct outgoing *o, struct error *err)
+{
+  if (!o->ended_ns && !o->let_go && !o->cancelled && o->tracked)
+    return 0;
+  return error_set (err, EINVAL, "migrate-pause is currently only supported "
+                    "while data is sent, and until the disk is handed over");
 }
 
 int
 outgoing_ask_pause (struct outgoing *o, struct error *err)
 {
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&o->writing);
+  int r;
+
   pthread_mutex_lock (&o->lock);
-  if (o->ended_ns || o->let_go || o->cancelled || !o->tracked) {
-    pthread_mutex_unlock (&o->lock);
-    return error_set (err, EINVAL, "migrate-pause is currently only supported "
-                      "while data is sent, and until the disk is handed over");
-  }
-  o->pause_asked = true;
-  o->recover_asked = false;
+  r = may_pause (o, err);
   pthread_mutex_unlock (&o->lock);
-  outgoing_interrupt (o);
-  return 0;
+  if (r == -1 || record (o, NULL, true, err) == -1)
+    return -1;
+  pthread_mutex_lock (&o->lock);
+  r = may_pause (o, err); /* it may have been handed over meanwhile */
+  if (r == 0) {
+    o->pause_asked = true;
+    o->recover_asked = false;
+  }
+  pthread_mutex_unlock (&o->lock);
+  if (r == 0)
+    outgoing_interrupt (o);
+  else
+    record_as_it_is (o);
+  return r;
 }

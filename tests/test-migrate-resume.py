@@ -389,6 +389,37 @@ def mistyped():
     print("mistyped")
 
 
+def answered():
+    """What migrate-recover and migrate-pause have answered lasts, even if the
+    source is killed in that moment."""
+    def says():
+        with open("src-vda.raw.ferry/migration.json") as f:
+            d = json.load(f)
+        return d["uri"], d["disks"][0]["target"], d["paused"]
+
+    m = Trip(proxy=True)
+    m.begin()
+    m.proxy.cut()
+    m.paused()
+    for i in range(1, 40):
+        uri = "nbd://127.0.0.1:%d" % i + ("/other" if i % 2 else "/vda")
+        m.qmp.command("migrate-recover", uri=uri)
+        assert says() == (uri, uri.split("/")[-1], False), (i, says())
+        m.qmp.command("migrate-pause")
+        assert says() == (uri, uri.split("/")[-1], True), (i, says())
+        if i % 2:               # not taken yet, perhaps; it still counts
+            wait_for(lambda: m.info()["x-ferry"]["waits"], "the pause")
+            m.qmp.command("migrate-recover")
+            assert says() == (uri, uri.split("/")[-1], False), (i, says())
+        wait_for(lambda: m.info()["status"] == "postcopy-paused", "a pause")
+    m.qmp.command("migrate-recover", uri="nbd://127.0.0.1:%d/vda" % m.dst.port)
+    m.kill_source()
+    m.start_source()
+    m.pair.wait("active", "device", "completed")
+    m.finish()
+    print("what was answered lasts")
+
+
 def offline():
     """The map is nobody's business: not with nbdferry recover, not when
     bitmaps are imported from the sidecar, and a takeover removes it."""
@@ -503,7 +534,7 @@ tests = [link, destination_killed, source_killed, source_stopped,
          lambda: both_killed("src"), lambda: both_killed("dst"),
          destination_lost_all, destination_touched, by_hand,
          cancelled_while_paused, taken, followed, wrong_host,
-         mistyped, offline, several]
+         mistyped, answered, offline, several]
 if len(sys.argv) > 1:
     tests = [globals()[name] for name in sys.argv[1:] if name in globals()]
 for test in tests:
