@@ -74,7 +74,8 @@ const struct command migrate_recover_command = {
   .help =
     "CONTROL is that of the source.  A migration that lost its destination\n"
     "tries again by itself, at growing intervals; this does it now.  With URI\n"
-    "the same destination is looked for over there from now on.\n"
+    "the same destination is looked for over there from now on, also by disks\n"
+    "that were handed over already.\n"
     "\n"
     "Options:\n"
     "  -h, --help   print this help\n",

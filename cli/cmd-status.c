@@ -62,9 +62,11 @@ print_advice (const char *mode)
                   "when it runs and can be reached (if it is lost for good: "
                   "nbdferry takeover)" },
     { "leaving", "handed over; the destination must acknowledge that, and is "
-                 "asked until it does" },
+                 "asked until it does (at another address: nbdferry "
+                 "migrate-recover)" },
     { "gone", "handed over; start the peer if it is down, it is asked until it "
-              "acknowledges that (if it is lost for good: nbdferry takeover)" },
+              "acknowledges that (at another address: nbdferry "
+              "migrate-recover; if it is lost for good: nbdferry takeover)" },
     { "forwarding", "served by the peer; this daemon can be stopped when its "
                     "clients have moved" },
   };

@@ -149,6 +149,13 @@ int check_destination (struct client *c, struct error *err);
 int check_session (struct client *c, const struct uuid *session,
                    struct error *err);
 
+/* For a disk that was let go of, in place of a HELLO: does it say that this
+ * channel's disk is that one, prepared in this attempt, or active by it?
+ */
+int check_prepared (struct client *c, const struct uuid *session,
+                    uint64_t attempt, const struct uuid *lineage,
+                    struct error *err);
+
 /* Then: does it say that it still holds what that disk of the session got and
  * flushed before?
  */

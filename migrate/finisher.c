@@ -5,55 +5,65 @@
 
 #include <errno.h>
 #include <stdlib.h>
-#include <string.h>
 
+#include "departure.h"
 #include "finisher.h"
-#include "outgoing-impl.h"
 
 struct finisher {
-  struct drive *drive;
-  struct uuid session;
-  uint64_t attempt;
-  char *peer;
-  json_t *disks; /* the name of the disk over there */
+  struct departure departure;
   struct stop quit;
   pthread_t thread;
 };
+
+/* Clients are forwarded from here on; false: it is somewhere else by now. */
+static bool
+serve (struct departure *p, struct disk *remote)
+{
+  struct drive *d = p->drive;
+  bool r;
+
+  pthread_mutex_lock (&d->control);
+  drives_close (&d, 1, true);
+  r = departure_serve (p, remote);
+  drives_open (&d, 1, true);
+  pthread_mutex_unlock (&d->control);
+  return r;
+}
 
 static void *
 finisher_thread (void *arg)
 {
   struct finisher *f = arg;
-  struct drive *d = f->drive;
-  struct disk *remote = handover_finish (&f->session, f->attempt, f->peer,
-                                         f->disks, d->size, &f->quit);
+  struct departure *p = &f->departure;
 
-  if (remote == NULL)
-    return NULL;
-  pthread_mutex_lock (&d->control);
-  drives_close (&d, 1, true);
-  drive_set_mode (d, DRIVE_FORWARD, remote);
-  drives_open (&d, 1, true);
-  pthread_mutex_unlock (&d->control);
-  drive_record_acknowledged (d);
+  if (drive_get_mode (p->drive) != DRIVE_FORWARD) {
+    struct disk *remote;
+
+    if (departure_commit (p, 1, NULL) == -1)
+      return NULL;
+    do {
+      remote = departure_forward (p);
+      if (remote == NULL)
+        return NULL;
+    } while (!serve (p, remote));
+    drive_record_acknowledged (p->drive);
+  }
+  departure_follow (p);
   return NULL;
 }
 
 static void
 free_finisher (struct finisher *f)
 {
+  departure_destroy (&f->departure);
   stop_destroy (&f->quit);
-  json_decref (f->disks);
-  free (f->peer);
   free (f);
 }
 
 struct finisher *
 finisher_start (struct drive *d, struct error *err)
 {
-  const struct journal_record *rec = journal_get (d->journal);
   struct finisher *f = calloc (1, sizeof *f);
-  char *name = NULL;
   int r;
 
   if (f == NULL) {
@@ -61,17 +71,9 @@ finisher_start (struct drive *d, struct error *err)
     return NULL;
   }
   f->quit.fd = -1;
-  f->drive = d;
-  f->session = rec->session;
-  f->attempt = rec->attempt;
-  f->peer = strdup (rec->peer ? rec->peer : "");
-  if (f->peer == NULL || stop_init (&f->quit, err) == -1)
+  if (stop_init (&f->quit, err) == -1 ||
+      departure_init (&f->departure, d, &f->quit, err) == -1)
     goto fail;
-  name = client_uri_export (f->peer, err);
-  if (name == NULL)
-    goto fail;
-  f->disks = json_pack ("[s]", name);
-  free (name);
   r = pthread_create (&f->thread, NULL, finisher_thread, f);
   if (r != 0) {
     error_set (err, r, "start a thread: %m");
@@ -85,9 +87,16 @@ finisher_start (struct drive *d, struct error *err)
 }
 
 void
+finisher_wake (struct finisher *f)
+{
+  departure_wake (&f->departure);
+}
+
+void
 finisher_stop (struct finisher *f)
 {
   stop_throw (&f->quit);
+  departure_wake (&f->departure);
   pthread_join (f->thread, NULL);
   free_finisher (f);
 }

@@ -20,24 +20,17 @@
 #include <config.h>
 
 #include <errno.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 #include "cleanup.h"
 #include "clock.h"
-#include "log.h"
-#include "pool.h"
 #include "resume.h"
 
 /* Percent of a second's limit that need not wait for their turn in the hold:
  * somebody waits.
  */
 #define HOLD_LOAN 3
-
-#define BACKOFF_MIN (50 * NS_PER_MS)
-#define BACKOFF_MAX (5 * NS_PER_S)
 
 /* ---- trying until it succeeds ---- */
 
@@ -48,13 +41,10 @@ static bool
 try_again (uint64_t *wait, struct error *said, const struct error *now,
            const char *what, const struct stop *quit)
 {
-  if (strcmp (said->msg, now->msg) != 0) {
-    log_message ("%s: %s; trying again until it succeeds", what, now->msg);
-    *said = *now;
-  }
+  say_once (said, now, what);
   if (stop_wait (quit, *wait))
     return false;
-  *wait = *wait * 2 < BACKOFF_MAX ? *wait * 2 : BACKOFF_MAX;
+  *wait = longer (*wait);
   return true;
 }
 
@@ -233,132 +223,16 @@ let_go (struct outgoing *o)
   }
 }
 
-/* ---- COMMIT ---- */
+/* ---- COMMIT, and forwarding ---- */
 
-static json_t *
-commit_body (uint64_t attempt, json_t *disks)
-{
-  return json_pack ("{s:I, s:O}", "attempt", (json_int_t) attempt, "disks",
-                    disks);
-}
-
-/* One try, over a connection of its own unless there is one. */
+/* The rest stands there; but the peer may have changed since. */
 static int
-try_commit (struct client *control, const struct uuid *session,
-            uint64_t attempt, const char *peer, json_t *disks,
-            const struct stop *quit, struct error *err)
+record_no_doubt (struct drive *d, struct error *err)
 {
-  CLEANUP_FREE char *name = client_uri_export (peer, err);
-  CLEANUP_FREE char *export = NULL;
-  json_auto_t *body = commit_body (attempt, disks);
-  struct packet_header h = { .session = *session };
-  struct client *own = NULL;
-  int r;
+  struct journal_record rec = *journal_get (d->journal);
 
-  if (name == NULL || body == NULL ||
-      asprintf (&export, "%s@incoming", name) == -1) {
-    export = NULL;
-    return error_set (err, ENOMEM, "%m");
-  }
-  if (control == NULL) {
-    own = client_connect (peer, export, quit, CONNECT_TIMEOUT_MS, err);
-    if (own == NULL)
-      return -1;
-    client_set_timeout (own, COMMIT_TIMEOUT_MS);
-    if (check_destination (own, err) == -1) {
-      client_close (own);
-      return -1;
-    }
-  }
-  r = send_control (control ? control : own, &h, PACKET_COMMIT, body, err);
-  client_close (own);
-  return r;
-}
-
-/* Until it is acknowledged, or 'quit' (-1). */
-static int
-commit (struct client *control, const struct uuid *session, uint64_t attempt,
-        const char *peer, json_t *disks, const struct stop *quit)
-{
-  struct error said = { 0 }, err;
-  uint64_t wait = BACKOFF_MIN;
-
-  while (try_commit (control, session, attempt, peer, disks, quit, &err) ==
-         -1) {
-    control = NULL;
-    if (!try_again (&wait, &said, &err, "handing over", quit))
-      return -1;
-  }
-  return 0;
-}
-
-/* ---- forwarding ---- */
-
-struct forward_name {
-  char session[UUID_TEXT];
-  char disk[];
-};
-
-static void
-forward_export (void *opaque, uint64_t epoch, char *name)
-{
-  const struct forward_name *f = opaque;
-
-  snprintf (name, 4096, "%s@forward/%s/%ju", f->disk, f->session,
-            (uintmax_t) epoch);
-}
-
-/* Grows from one process to the next as well. */
-static uint64_t
-first_epoch (void)
-{
-  struct timespec ts;
-
-  clock_gettime (CLOCK_REALTIME, &ts);
-  return ts.tv_sec * NS_PER_S + ts.tv_nsec;
-}
-
-static struct disk *
-try_forward (const struct uuid *session, const char *peer, uint64_t size,
-             const struct stop *quit, struct error *err)
-{
-  CLEANUP_FREE char *name = client_uri_export (peer, err);
-  struct forward_name *f =
-    name ? malloc (sizeof *f + strlen (name) + 1) : NULL;
-
-  if (f == NULL) {
-    if (name)
-      error_set (err, ENOMEM, "%m");
-    return NULL;
-  }
-  uuid_format (session, f->session);
-  strcpy (f->disk, name);
-  return pool_open (peer, forward_export, f, FORWARD_CONNECTIONS, size,
-                    first_epoch (), quit, CONNECT_TIMEOUT_MS, err);
-}
-
-static struct disk *
-forward (const struct uuid *session, const char *peer, uint64_t size,
-         const struct stop *quit)
-{
-  struct error said = { 0 }, err;
-  uint64_t wait = BACKOFF_MIN;
-  struct disk *disk;
-
-  while ((disk = try_forward (session, peer, size, quit, &err)) == NULL)
-    if (!try_again (&wait, &said, &err, "forwarding", quit))
-      return NULL;
-  return disk;
-}
-
-struct disk *
-handover_finish (const struct uuid *session, uint64_t attempt,
-                 const char *peer, json_t *disks, uint64_t size,
-                 const struct stop *quit)
-{
-  if (commit (NULL, session, attempt, peer, disks, quit) == -1)
-    return NULL;
-  return forward (session, peer, size, quit);
+  rec.state = JOURNAL_GONE;
+  return drive_record (d, &rec, err);
 }
 
 /* Those in doubt say that they are gone, too.  Before COMMIT: after it the
@@ -375,7 +249,7 @@ resolve_doubts (struct outgoing *o)
 
     for (;;) {
       pthread_mutex_lock (&d->control);
-      r = record_shipment (o, i, JOURNAL_GONE, &err);
+      r = record_no_doubt (d, &err);
       pthread_mutex_unlock (&d->control);
       if (r == 0)
         break;
@@ -391,8 +265,7 @@ resolve_doubts (struct outgoing *o)
  * once.
  */
 struct forwarding {
-  struct outgoing *o;
-  struct shipment *s;
+  struct departure *departure;
   pthread_t thread;
   bool started;
   struct disk *remote; /* NULL: the daemon ends */
@@ -403,9 +276,24 @@ forwarding_thread (void *arg)
 {
   struct forwarding *f = arg;
 
-  f->remote = forward (&f->o->session, f->s->peer, f->s->drive->size,
-                       &f->o->quit);
+  f->remote = departure_forward (f->departure);
   return NULL;
+}
+
+/* It goes on over there; 'remote' is taken over. */
+static bool
+serve (struct departure *p, struct disk *remote)
+{
+  bool done = false;
+
+  while (remote && !done) {
+    pthread_mutex_lock (&p->drive->control);
+    done = departure_serve (p, remote);
+    pthread_mutex_unlock (&p->drive->control);
+    if (!done) /* it is somewhere else by now */
+      remote = departure_forward (p);
+  }
+  return done;
 }
 
 static int
@@ -417,8 +305,7 @@ forward_all (struct outgoing *o)
   if (v == NULL)
     return -1;
   for (size_t i = 0; i < o->nr; i++) {
-    v[i].o = o;
-    v[i].s = &o->shipments[i];
+    v[i].departure = &o->departures[i];
     if (i > 0)
       v[i].started =
         pthread_create (&v[i].thread, NULL, forwarding_thread, &v[i]) == 0;
@@ -431,16 +318,10 @@ forward_all (struct outgoing *o)
     all &= v[i].remote != NULL;
   }
   for (size_t i = 0; i < o->nr; i++) {
-    struct drive *d = v[i].s->drive;
-
-    if (!all) {
-      if (v[i].remote)
-        v[i].remote->ops->close (v[i].remote);
-      continue;
-    }
-    pthread_mutex_lock (&d->control);
-    drive_set_mode (d, DRIVE_FORWARD, v[i].remote);
-    pthread_mutex_unlock (&d->control);
+    if (all)
+      all = serve (v[i].departure, v[i].remote);
+    else if (v[i].remote)
+      v[i].remote->ops->close (v[i].remote);
   }
   return all ? 0 : -1;
 }
@@ -449,16 +330,18 @@ forward_all (struct outgoing *o)
 static int
 finish (struct outgoing *o)
 {
-  json_auto_t *disks = json_array ();
+  bool known = true; /* where the control channel leads to */
 
-  for (size_t i = 0; i < o->nr; i++)
-    json_array_append_new (disks, json_string (o->shipments[i].name));
-  client_set_stop (o->control, &o->quit);
+  for (size_t i = 0; i < o->nr; i++) {
+    o->departures[i].at = strdup (o->shipments[i].peer);
+    known &= o->departures[i].at != NULL;
+  }
+  client_set_stop (o->control, &o->departures[0].again);
   client_set_deadline (o->control, 0);
   client_set_timeout (o->control, COMMIT_TIMEOUT_MS);
   if (resolve_doubts (o) == -1 ||
-      commit (o->control, &o->session, o->attempt, o->shipments[0].peer,
-              disks, &o->quit) == -1)
+      departure_commit (o->departures, o->nr, known ? o->control : NULL) ==
+      -1)
     return -1;
   return forward_all (o);
 }

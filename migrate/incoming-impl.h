@@ -47,6 +47,7 @@ struct incoming {
 
 struct incoming_channel {
   struct incoming *in;
+  struct drive *drive; /* whose export it is; read-only */
   /* Protected by in->lock. */
   struct session *session;
   int errnum;

@@ -120,12 +120,14 @@ session_unref (struct incoming *in, struct session *s)
 /* ---- channels ---- */
 
 struct incoming_channel *
-incoming_open (struct incoming *in)
+incoming_open (struct incoming *in, struct drive *d)
 {
   struct incoming_channel *ch = calloc (1, sizeof *ch);
 
-  if (ch)
+  if (ch) {
     ch->in = in;
+    ch->drive = d;
+  }
   return ch;
 }
 
@@ -304,6 +306,36 @@ message (const char *msg)
   return json_string (plain);
 }
 
+static void
+set_uuid (json_t *o, const char *key, const struct uuid *id)
+{
+  char text[UUID_TEXT];
+
+  uuid_format (id, text);
+  json_object_set_new (o, key, json_string (text));
+}
+
+/* What the journal says: a source that has let go must know whom it talks to
+ * before it says so.
+ */
+static json_t *
+disk_json (struct drive *d)
+{
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&d->control);
+  const struct journal_record *rec;
+  json_t *o;
+
+  if (d->journal == NULL)
+    return NULL;
+  rec = journal_get (d->journal);
+  o = json_pack ("{s:s, s:I}", "state", journal_state_name (rec->state),
+                 "attempt", (json_int_t) rec->attempt);
+  set_uuid (o, "lineage", &rec->lineage);
+  set_uuid (o, "session", &rec->session);
+  set_uuid (o, "origin", &rec->origin);
+  return o;
+}
+
 void
 incoming_status (struct incoming_channel *ch, char status[PACKET_STATUS])
 {
@@ -313,6 +345,7 @@ incoming_status (struct incoming_channel *ch, char status[PACKET_STATUS])
 
   memset (status, 0, PACKET_STATUS);
   json_object_set_new (o, "version", json_integer (PACKET_VERSION));
+  json_object_set_new (o, "disk", disk_json (ch->drive));
   pthread_mutex_lock (&ch->in->lock);
   if (ch->session) {
     uuid_format (&ch->session->id, id);

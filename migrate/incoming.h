@@ -30,7 +30,7 @@ void incoming_free (struct incoming *in);
 void incoming_stop (struct incoming *in);
 
 /* A new connection; NULL on ENOMEM. */
-struct incoming_channel *incoming_open (struct incoming *in);
+struct incoming_channel *incoming_open (struct incoming *in, struct drive *d);
 void incoming_close (struct incoming_channel *ch);
 
 /* A packet has arrived, whole.  0: done, it may be acknowledged.  -1 with

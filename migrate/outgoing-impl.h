@@ -8,6 +8,7 @@
 
 #include "blobs.h"
 #include "brake.h"
+#include "departure.h"
 #include "mirror.h"
 #include "hints.h"
 #include "outgoing.h"
@@ -43,6 +44,7 @@ struct outgoing {
   /* Read-only once the threads run. */
   struct drive **drives;       /* sorted, as drives_lock wants them */
   struct shipment *shipments;  /* in the order of the command */
+  struct departure *departures; /* of each shipment, for the end */
   size_t nr;
   struct uuid session;
   void (*changed) (void *opaque, const struct migrate_info *info);
@@ -214,12 +216,5 @@ outgoing_go_on (struct drive *const *drives, const bool *fresh,
  * happened, and the drives are as before; or, with let_go, the daemon ends.
  */
 int outgoing_handover (struct outgoing *o, struct error *err);
-
-/* For a drive that has let go: COMMIT until it is acknowledged, then connect
- * to where it went.  NULL only once 'quit' is thrown.
- */
-struct disk *handover_finish (const struct uuid *session, uint64_t attempt,
-                              const char *peer, json_t *disks, uint64_t size,
-                              const struct stop *quit);
 
 #endif /* FERRY_OUTGOING_IMPL_H */

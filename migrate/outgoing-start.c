@@ -25,6 +25,8 @@ free_outgoing (struct outgoing *o)
   for (size_t i = 0; o->shipments && i < o->nr; i++)
     if (o->shipments[i].drive)
       shipment_destroy (&o->shipments[i]);
+  for (size_t i = 0; o->departures && i < o->nr; i++)
+    departure_destroy (&o->departures[i]);
   mirror_free (o->mirror);
   blobs_free (o->blobs);
   stop_destroy (&o->cancel);
@@ -34,6 +36,7 @@ free_outgoing (struct outgoing *o)
   pthread_cond_destroy (&o->cond);
   json_decref (o->hints);
   free (o->shipments);
+  free (o->departures);
   free (o->drives);
   free (o->uri);
   free (o->new_uri);
@@ -58,12 +61,16 @@ alloc_outgoing (struct drive *const *drives, size_t nr, const char *uri,
   o->uri = strdup (uri);
   o->drives = calloc (nr, sizeof o->drives[0]);
   o->shipments = calloc (nr, sizeof o->shipments[0]);
-  if (!o->uri || !o->drives || !o->shipments) {
+  o->departures = calloc (nr, sizeof o->departures[0]);
+  if (!o->uri || !o->drives || !o->shipments || !o->departures) {
     error_set (err, ENOMEM, "%m");
     goto fail;
   }
   if (stop_init (&o->cancel, err) == -1 || stop_init (&o->quit, err) == -1)
     goto fail;
+  for (size_t i = 0; i < nr; i++)
+    if (departure_init (&o->departures[i], drives[i], &o->quit, err) == -1)
+      goto fail;
   memcpy (o->drives, drives, nr * sizeof o->drives[0]);
   drives_sort (o->drives, nr);
   o->mirror = mirror_new (o, err);
@@ -282,7 +289,23 @@ void
 outgoing_stop (struct outgoing *o)
 {
   stop_throw (&o->quit);
+  outgoing_wake (o);
   outgoing_interrupt (o);
+}
+
+void
+outgoing_wake (struct outgoing *o)
+{
+  for (size_t i = 0; i < o->nr; i++)
+    departure_wake (&o->departures[i]);
+}
+
+bool
+outgoing_has_let_go (struct outgoing *o)
+{
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&o->lock);
+
+  return o->let_go;
 }
 
 void

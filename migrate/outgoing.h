@@ -140,6 +140,12 @@ int outgoing_cancel (struct outgoing *o, struct error *err);
  */
 int outgoing_recover (struct outgoing *o, const char *uri, struct error *err);
 
+/* Has it let go of its drives, or is about to?  Then their journals say where
+ * they are looked for (departure.h); what waits for that tries again at once.
+ */
+bool outgoing_has_let_go (struct outgoing *o);
+void outgoing_wake (struct outgoing *o);
+
 /* Pause it until outgoing_recover; -1 if it has not begun to send data, or has
  * let go.
  */

@@ -67,6 +67,37 @@ check_session (struct client *c, const struct uuid *session,
                     "an nbdferry destination");
 }
 
+static bool
+is_uuid (json_t *o, const char *key, const struct uuid *id)
+{
+  const char *text = json_string_value (json_object_get (o, key));
+  struct uuid there;
+
+  return text && uuid_parse (text, &there) && uuid_equal (&there, id);
+}
+
+int
+check_prepared (struct client *c, const struct uuid *session,
+                uint64_t attempt, const struct uuid *lineage,
+                struct error *err)
+{
+  json_auto_t *o = read_status (c);
+  json_t *disk = json_object_get (o, "disk");
+  const char *state = json_string_value (json_object_get (disk, "state"));
+  json_int_t n = json_integer_value (json_object_get (disk, "attempt"));
+
+  if (!is_uuid (disk, "lineage", lineage))
+    return error_set (err, EPROTO, "what is there is not the disk that was "
+                      "handed over");
+  if (is_uuid (disk, "origin", session)) /* made active, perhaps moved on */
+    return 0;
+  if (state && strcmp (state, "prepared") == 0 &&
+      is_uuid (disk, "session", session) && n >= 0 && (uint64_t) n == attempt)
+    return 0;
+  return error_set (err, EPROTO, "the disk that is there was not prepared for "
+                    "this handover");
+}
+
 int
 check_held (struct client *c, size_t disk, bool *held, struct error *err)
 {

@@ -45,11 +45,10 @@ struct grower {
 struct pool {
   struct disk disk;
   /* Read-only after pool_open. */
-  char *uri;
   pool_export_name name;
-  void *opaque;
   unsigned timeout_ms; /* of connecting */
-  struct stop stop;    /* thrown by pool_stop; every client listens to it */
+  struct stop stop;    /* thrown by pool_stop and pool_move; every client
+                          listens to it */
   bool foreign;        /* not a server of ours */
   uint64_t patience;   /* ns; of a foreign one: requests fail once it has been
                           away for so long */
@@ -58,6 +57,9 @@ struct pool {
   pthread_mutex_t lock; /* protects what follows */
   pthread_cond_t changed;
   enum pool_state state;
+  char *uri;
+  void *opaque;         /* of 'name' */
+  bool moved;           /* 'stop' was thrown for that; clients are of before */
   uint64_t epoch;
   struct client **idle; /* a stack of nr_idle */
   unsigned nr_idle;
@@ -91,16 +93,23 @@ static struct client *
 connect_one (struct pool *p, uint64_t epoch, const struct stop *stop,
              struct error *err)
 {
+  CLEANUP_FREE char *uri = NULL;
   char export[4097];
   struct client *c;
 
+  pthread_mutex_lock (&p->lock);
+  uri = strdup (p->uri);
   if (p->name)
     p->name (p->opaque, epoch, export);
-  c = client_connect (p->uri, p->name ? export : NULL, stop, p->timeout_ms,
-                      err);
+  pthread_mutex_unlock (&p->lock);
+  if (uri == NULL) {
+    error_set (err, ENOMEM, "%m");
+    return NULL;
+  }
+  c = client_connect (uri, p->name ? export : NULL, stop, p->timeout_ms, err);
   if (c && client_size (c) != p->disk.size) {
     error_set (err, EINVAL, "%s: the export has %" PRIu64 " bytes instead "
-               "of %" PRIu64, p->uri, client_size (c), p->disk.size);
+               "of %" PRIu64, uri, client_size (c), p->disk.size);
     client_close (c);
     c = NULL;
   }
@@ -135,6 +144,19 @@ look_at_machine (struct pool *p, struct client *c)
   p->machine = machine;
 }
 
+/* Has it moved?  Then nobody is left who was to be stopped by that. */
+static bool
+settle_move (struct pool *p)
+{
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&p->lock);
+  bool moved = p->moved && p->state != POOL_STOPPED;
+
+  if (moved)
+    stop_rearm (&p->stop);
+  p->moved = false;
+  return moved;
+}
+
 /* All clients are back and one is dead: connect anew until it succeeds.  The
  * lock is held on entry and exit, not between; nobody else touches the
  * clients while the state is mending.
@@ -148,12 +170,18 @@ mend (struct pool *p)
   p->state = POOL_MENDING;
   pthread_mutex_unlock (&p->lock);
   close_idle (p);
+  settle_move (p);
   for (;;) {
     p->epoch++;
     c = connect_one (p, p->epoch, &p->stop, NULL);
-    if (c || stop_wait (&p->stop, wait))
+    if (c)
       break;
-    wait = wait * 2 < BACKOFF_MAX ? wait * 2 : BACKOFF_MAX;
+    if (!stop_wait (&p->stop, wait))
+      wait = wait * 2 < BACKOFF_MAX ? wait * 2 : BACKOFF_MAX;
+    else if (settle_move (p))
+      wait = BACKOFF_MIN;
+    else
+      break;
   }
   pthread_mutex_lock (&p->lock);
   if (c) {
@@ -162,7 +190,7 @@ mend (struct pool *p)
     p->nr_open++;
   }
   if (p->state == POOL_MENDING)
-    p->state = c ? POOL_OPEN : POOL_STOPPED;
+    p->state = p->moved ? POOL_BROKEN : c ? POOL_OPEN : POOL_STOPPED;
   pthread_cond_broadcast (&p->changed);
 }
 
@@ -578,6 +606,32 @@ pool_stop (struct disk *d)
   pthread_cond_broadcast (&p->changed);
   pthread_mutex_unlock (&p->lock);
   stop_throw (&p->stop);
+}
+
+int
+pool_move (struct disk *d, const char *uri, void *opaque)
+{
+  struct pool *p = (struct pool *) d;
+  char *copy = strdup (uri);
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&p->lock);
+
+  if (copy == NULL || p->state == POOL_STOPPED) {
+    errno = copy ? ESHUTDOWN : ENOMEM;
+    free (copy);
+    free (opaque);
+    return -1;
+  }
+  free (p->uri);
+  free (p->opaque);
+  p->uri = copy;
+  p->opaque = opaque;
+  if (p->state == POOL_OPEN)
+    p->state = POOL_BROKEN;
+  /* Who waits for the old one, which may never say a word, comes back. */
+  p->moved = true;
+  stop_throw (&p->stop);
+  pthread_cond_broadcast (&p->changed);
+  return 0;
 }
 
 /* Lock held. */

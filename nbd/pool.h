@@ -2,9 +2,9 @@
  * SPDX-License-Identifier: BSD-3-Clause
  *
  * Each connection has one request in flight; a request takes an idle one, or
- * makes a new one, or waits for one.  When a connection dies, all of them are made anew, with a
- * new epoch, with back-off and for as long as it takes; requests that were not
- * answered are sent again only then.  What the epoch does is the caller's
+ * makes a new one, or waits for one.  When a connection dies, all of them are
+ * made anew, with a new epoch, with back-off and for as long as it takes;
+ * requests that were not answered are sent again only then.  What the epoch does is the caller's
  * affair: it is part of the export's name (the fence of docs/protocol.md).
  *
  * A server may be started again, and its machine, too.  Its export's
@@ -19,13 +19,15 @@
 #include "client.h"
 #include "disk.h"
 
-/* Writes the export's name for an epoch into 'name' (4096 bytes). */
+/* Writes the export's name for an epoch into 'name' (4096 bytes).  Must be
+ * quick: called with a lock.
+ */
 typedef void (*pool_export_name) (void *opaque, uint64_t epoch, char *name);
 
-/* Connect once, and later up to 'nr' times as requests come.  'opaque' is freed with free () when the pool is
- * closed, or here on error.  'size' is what the export must have.  The disk's
- * close operation turns waiting requests away with ESHUTDOWN; it must not be
- * called while there are any (pool_stop first).
+/* Connect once, and later up to 'nr' times as requests come.  'opaque' is freed
+ * with free () when the pool is closed, or here on error.  'size' is what the
+ * export must have.  The disk's close operation turns waiting requests away
+ * with ESHUTDOWN; it must not be called while there are any (pool_stop first).
  */
 struct disk *pool_open (const char *uri, pool_export_name name, void *opaque,
                         unsigned nr, uint64_t size, uint64_t epoch,
@@ -59,6 +61,12 @@ void pool_limit (struct disk *d, unsigned timeout_ms);
  */
 #define HURRY_MS 1000
 void pool_hurry (struct disk *d, uint64_t deadline);
+
+/* The same server is at another address: all connections are made anew there,
+ * as if one had died.  'opaque' (taken over, also on error) replaces that of
+ * pool_open.  -1: it was stopped, or no memory.
+ */
+int pool_move (struct disk *d, const char *uri, void *opaque);
 
 /* Give up all that is under way, for good: requests end with ESHUTDOWN. */
 void pool_stop (struct disk *d);

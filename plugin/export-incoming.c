@@ -55,8 +55,8 @@ incoming_pread (struct export *e, void *buf, uint32_t count, uint64_t offset)
   char status[PACKET_STATUS];
   size_t n = 0;
 
-  incoming_status (x->channel, status);
   if (offset < sizeof status) {
+    incoming_status (x->channel, status);
     n = sizeof status - offset;
     if (n > count)
       n = count;
@@ -124,7 +124,7 @@ export_open_incoming (struct drive *d)
 {
   struct incoming_export *x = calloc (1, sizeof *x);
 
-  if (x == NULL || (x->channel = incoming_open (house.incoming)) == NULL) {
+  if (x == NULL || (x->channel = incoming_open (house.incoming, d)) == NULL) {
     nbdkit_error ("calloc: %m");
     free (x);
     return NULL;

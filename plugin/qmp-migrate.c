@@ -18,6 +18,7 @@
 #include "qmp.h"
 #include "qmp-dispatch.h"
 #include "qmp-query.h"
+#include "redirect.h"
 
 /* What clients were told about the present migration. */
 static struct {
@@ -289,12 +290,11 @@ set_migration (struct outgoing *o, struct plain *p)
 static json_t *
 resume (const char *uri, struct error *err)
 {
-  if (house.outgoing == NULL || outgoing_ended (house.outgoing)) {
-    error_set (err, EINVAL, "Cannot resume if there is no paused migration");
-    return NULL;
-  }
-  return outgoing_recover (house.outgoing, uri, err) == 0 ? json_object ()
-                                                          : NULL;
+  struct outgoing *o = house.outgoing;
+  int r = o && !outgoing_ended (o) && !outgoing_has_let_go (o)
+    ? outgoing_recover (o, uri, err) : redirect (uri, err);
+
+  return r == 0 ? json_object () : NULL;
 }
 
 static json_t *

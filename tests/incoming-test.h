@@ -81,7 +81,7 @@ stop (bool clean)
 static inline struct incoming_channel *
 channel (void)
 {
-  struct incoming_channel *ch = incoming_open (in);
+  struct incoming_channel *ch = incoming_open (in, drives[0]);
 
   assert_non_null (ch);
   return ch;

@@ -250,7 +250,7 @@ t.check("dst", "d")
 t.dst.start()                   # with incoming=on, as before
 t.line.repair()
 t.src.start()
-wait_for(lambda: "not prepared by that session" in t.src.log_text(),
+wait_for(lambda: "not the disk that was handed over" in t.src.log_text(),
          "the refusal of COMMIT")
 assert t.status("src")["d"]["mode"] == "gone"
 assert t.status("dst")["d"]["mode"] == "active"
