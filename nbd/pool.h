@@ -4,8 +4,9 @@
  * Each connection has one request in flight; a request takes an idle one, or
  * makes a new one, or waits for one.  When a connection dies, all of them are
  * made anew, with a new epoch, with back-off and for as long as it takes;
- * requests that were not answered are sent again only then.  What the epoch does is the caller's
- * affair: it is part of the export's name (the fence of docs/protocol.md).
+ * requests that were not answered are sent again only then.  What the epoch
+ * does is the caller's affair: it is part of the export's name (the fence of
+ * docs/protocol.md).
  *
  * A server may be started again, and its machine, too.  Its export's
  * description says which it was: as long as it stays the same, what was
