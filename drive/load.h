@@ -18,6 +18,14 @@ int drive_load (struct drive *d, bool created, bool *news, struct error *err);
  */
 int drive_start_log (struct drive *d, struct error *err);
 
+/* ---- mode.c ---- */
+
+/* What the journal's state means now, incoming=on taken into account.  'rec'
+ * is changed to what must be recorded.  Nobody knows the drive yet.
+ */
+int drive_decide_mode (struct drive *d, struct journal_record *rec,
+                       bool incoming, struct error *err);
+
 /* ---- drive.c, for drive/resize.c ---- */
 
 /* A drive without a disk, its names copied.  NULL on error. */
