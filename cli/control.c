@@ -18,8 +18,10 @@
 #include "control.h"
 
 /* How long a daemon may take to accept and greet us. */
-#define HURRY_S 3 /* after Ctrl-C */
 #define GREETING_S 10
+
+/* And for all that it is still told after Ctrl-C. */
+#define HURRY (3 * NS_PER_S)
 
 /* The longest message that we take: a list of bitmaps is a few hundred bytes
  * for each.
@@ -33,9 +35,9 @@ struct control {
   size_t len, capacity;
   size_t scanned; /* so far there is no end of line */
   unsigned last_id;
-  uint64_t deadline; /* of control_command */
-  int hurry_fd;   /* -1: none, or no more */
-  uint64_t until; /* UINT64_MAX: there is no hurry */
+  uint64_t until; /* nobody waits longer; UINT64_MAX: there is no limit */
+  bool hurried;   /* it is for good */
+  int hurry_fd;   /* what hurries us; -1: none, or no more */
   int fds[CONTROL_FDS]; /* received */
   size_t nr_fds;
 };
@@ -118,9 +120,8 @@ control_open (const char *path, struct error *err)
     free (c);
     return NULL;
   }
-  c->deadline = UINT64_MAX;
-  c->hurry_fd = -1;
   c->until = UINT64_MAX;
+  c->hurry_fd = -1;
   c->fd = connect_to (path, err);
   if (c->fd == -1 || greet (c, err) == -1) {
     control_close (c);
@@ -160,11 +161,21 @@ control_close (struct control *c)
 }
 
 void
+control_set_limit (struct control *c, uint64_t ns)
+{
+  uint64_t until = ns < UINT64_MAX ? now_ns () + ns : UINT64_MAX;
+
+  if (!c->hurried || until < c->until)
+    c->until = until;
+}
+
+void
 control_hurry (struct control *c)
 {
+  if (!c->hurried)
+    control_set_limit (c, HURRY);
+  c->hurried = true;
   c->hurry_fd = -1;
-  if (c->until == UINT64_MAX)
-    c->until = now_ns () + HURRY_S * NS_PER_S;
 }
 
 void
@@ -353,8 +364,8 @@ control_receive (struct control *c, uint64_t deadline, json_t **msg,
     if (r == 0 && timeout == 0 && deadline <= c->until)
       return 0;
     if (r == 0 && timeout == 0)
-      return error_set (err, ETIMEDOUT, "%s: interrupted, and the daemon does "
-                        "not answer", c->path);
+      return error_set (err, ETIMEDOUT, "%s: %sthe daemon does not answer",
+                        c->path, c->hurried ? "interrupted, and " : "");
     if (r > 0 && pfd[1].revents)
       control_hurry (c);
     if (r > 0 && pfd[0].revents && fill (c, err) == -1)
@@ -387,12 +398,6 @@ control_result (const json_t *reply, struct error *err)
   return NULL;
 }
 
-void
-control_set_limit (struct control *c, uint64_t ns)
-{
-  c->deadline = ns < UINT64_MAX ? now_ns () + ns : UINT64_MAX;
-}
-
 json_t *
 control_command (struct control *c, const char *command, json_t *args,
                  struct error *err)
@@ -403,11 +408,7 @@ control_command (struct control *c, const char *command, json_t *args,
   if (control_send (c, command, args, &id, err) == -1)
     return NULL;
   for (;;) {
-    int r = control_receive (c, c->deadline, &msg, err);
-
-    if (r == 0)
-      error_set (err, ETIMEDOUT, "the daemon at %s does not answer", c->path);
-    if (r != 1)
+    if (control_receive (c, UINT64_MAX, &msg, err) != 1)
       return NULL;
     if (control_is_reply (msg, id))
       break;

@@ -22,9 +22,16 @@ struct control;
 struct control *control_open (const char *path, struct error *err);
 void control_close (struct control *c); /* NULL is allowed */
 
-/* Who waits for the daemon, now or later, waits HURRY_S longer at most in all.
- * The other: once that descriptor (a signalfd) can be read, which is left to
- * somebody else.
+/* From now on whoever waits for the daemon waits no longer than that, in all
+ * (UINT64_MAX: as long as it takes, as at the start); who comes too late is
+ * refused with ETIMEDOUT, and his reply dropped by the next command.  For what
+ * must not keep us from heeding a signal.
+ */
+void control_set_limit (struct control *c, uint64_t ns);
+
+/* The same, for a moment, and for good: only a sooner end may be set after
+ * that.  The other: once that descriptor (a signalfd) can be read, which is
+ * left to somebody else.
  */
 void control_hurry (struct control *c);
 void control_hurry_when (struct control *c, int fd);
@@ -40,8 +47,8 @@ int control_send (struct control *c, const char *command, json_t *args,
                   unsigned *id, struct error *err);
 
 /* The next message, be it reply or event, waiting for it until 'deadline'
- * (as now_ns; 0: not at all; UINT64_MAX: for ever).  1 and a new reference,
- * 0 if there is none in time, -1 if the connection is of no more use.
+ * (as now_ns; 0: not at all; UINT64_MAX: for ever, within the limit).  1 and a
+ * new reference, 0 if there is none in time, -1 on error, and beyond the limit.
  */
 int control_receive (struct control *c, uint64_t deadline, json_t **msg,
                      struct error *err);
@@ -66,12 +73,5 @@ json_t *control_command (struct control *c, const char *command, json_t *args,
  */
 #define CONTROL_FDS 2
 bool control_take_fds (struct control *c, int *fds, size_t nr);
-
-/* From now on all commands together wait no longer than that for replies
- * (UINT64_MAX: as long as it takes, as at the start); who comes too late is
- * refused with ETIMEDOUT, and its reply dropped by the next one.  For what
- * must not keep us from heeding a signal.
- */
-void control_set_limit (struct control *c, uint64_t ns);
 
 #endif /* FERRY_CONTROL_H */
