@@ -650,7 +650,8 @@ check_point (const struct named_bitmap *nb, const struct must *m,
       memcpy (want, m->bits, sizeof m->bits);
     return;
   }
-  if (point == 0 && (opening || (a && (a->type == BITMAP_CLEAR ||
+  if (point == 0 && (opening || (a && (a->type == BITMAP_REMOVE ||
+                                       a->type == BITMAP_CLEAR ||
                                        a->type == BITMAP_ENABLE ||
                                        a->type == BITMAP_DISABLE))))
     return;
