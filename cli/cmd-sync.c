@@ -5,12 +5,12 @@
 
 #include <errno.h>
 #include <inttypes.h>
-#include <signal.h>
 #include <stdio.h>
 #include <string.h>
 
 #include "clock.h"
 #include "command.h"
+#include "interrupt.h"
 #include "output.h"
 #include "size.h"
 #include "sync.h"
@@ -36,29 +36,6 @@ struct sync_values {
   uint64_t connections, patience; /* seconds */
   bool has_patience, json;
 };
-
-static struct stop stop = { .fd = -1 };
-
-static void
-on_signal (int sig)
-{
-  int saved = errno;
-
-  (void) sig;
-  stop_throw (&stop);
-  errno = saved;
-}
-
-/* The first signal is heeded in good order, a second one at once. */
-static void
-catch_signals (void)
-{
-  struct sigaction sa = { .sa_handler = on_signal,
-                          .sa_flags = SA_RESTART | SA_RESETHAND };
-
-  sigaction (SIGINT, &sa, NULL);
-  sigaction (SIGTERM, &sa, NULL);
-}
 
 static int
 sync_option (const struct command *cmd, int c, const char *arg, void *values)
@@ -169,7 +146,7 @@ run (struct sync_values *v)
     if (output_finish () == 0)
       status = STATUS_DONE;
   }
-  else if (stop_wait (&stop, 0)) {
+  else if (stop_wait (v->opt.stop, 0)) {
     meter_clear (&job.meter);
     complain ("given up; the next run sends what this one did not confirm");
     status = STATUS_CANCELLED;
@@ -189,7 +166,6 @@ sync_run_command (const struct command *cmd, char **args, void *values)
   struct sync_values *v = values;
   struct sync_options *o = &v->opt;
   struct error err;
-  int status;
 
   if (o->compare + o->full + o->adopt > 1)
     return usage_error (cmd, "--compare, --full and --adopt exclude each "
@@ -201,15 +177,12 @@ sync_run_command (const struct command *cmd, char **args, void *values)
   o->standby = args[1];
   o->connections = v->connections ? v->connections : 4;
   o->patience_ms = (v->has_patience ? v->patience : 60) * 1000;
-  o->stop = &stop;
-  if (stop_init (&stop, &err) == -1) {
+  o->stop = interrupt_catch (&err);
+  if (o->stop == NULL) {
     complain ("%s", err.msg);
     return STATUS_FAILED;
   }
-  catch_signals ();
-  status = run (v);
-  stop_destroy (&stop);
-  return status;
+  return run (v);
 }
 
 static const struct option sync_options[] = {

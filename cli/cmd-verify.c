@@ -12,8 +12,10 @@
 #include "cleanup.h"
 #include "command.h"
 #include "compare.h"
+#include "interrupt.h"
 #include "meter.h"
 #include "output.h"
+#include "remote.h"
 #include "size.h"
 
 /* As cmp and diff have it. */
@@ -34,6 +36,7 @@ struct verify {
   struct side a, b;
   struct bitmap *differs;
   struct meter meter;
+  const struct stop *stop;
 };
 
 static int
@@ -60,10 +63,24 @@ verify_option (const struct command *cmd, int c, const char *arg, void *values)
   return -1;
 }
 
+/* Whoever reads there may wait for long. */
+static void
+stop_side (const struct side *s)
+{
+  if (s->is_uri && s->disk)
+    remote_stop (s->disk);
+}
+
 static void
 progress (void *opaque, uint64_t done, uint64_t total)
 {
-  meter_show (opaque, "verify", done, total);
+  struct verify *v = opaque;
+
+  if (stop_wait (v->stop, 0)) {
+    stop_side (&v->a);
+    stop_side (&v->b);
+  }
+  meter_show (&v->meter, "verify", done, total);
 }
 
 static const char *
@@ -164,8 +181,9 @@ verify (struct verify *v, struct error *err)
 {
   struct compare_options opt = {
     .threads = connections (v->values),
+    .stop = v->stop,
     .progress = progress,
-    .opaque = &v->meter,
+    .opaque = v,
   };
   int r;
 
@@ -189,9 +207,11 @@ verify_run (const struct command *cmd, char **args, void *values)
 
   (void) cmd;
   meter_init (&v.meter);
-  if (side_open (&v.a, args[0], block, connections (values), NULL,
+  v.stop = interrupt_catch (&err);
+  if (v.stop &&
+      side_open (&v.a, args[0], block, connections (values), v.stop,
                  &err) == 0 &&
-      side_open (&v.b, args[1], block, connections (values), NULL,
+      side_open (&v.b, args[1], block, connections (values), v.stop,
                  &err) == 0 &&
       verify (&v, &err) == 0) {
     bool same = v.a.size == v.b.size && bitmap_count_bits (v.differs) == 0;
@@ -203,6 +223,8 @@ verify_run (const struct command *cmd, char **args, void *values)
     if (output_finish () == 0)
       status = same ? STATUS_SAME : STATUS_DIFFERENT;
   }
+  else if (v.stop && stop_wait (v.stop, 0))
+    status = STATUS_CANCELLED;
   else
     complain ("%s", err.msg);
   bitmap_free (v.differs);

@@ -15,6 +15,7 @@ struct client {
   uint64_t deadline; /* ns, of all requests; 0: none */
   uint64_t connect_deadline; /* ns, of the negotiation; 0: none */
   bool given_up;
+  bool in_pieces; /* so is what answers the request that is under way */
 };
 
 /* Connect as far as the choice of the export, or farther if the server is too
@@ -34,5 +35,10 @@ int client_drive_until (struct client *c, int (*there) (struct nbd_handle *),
 
 /* Drive a request to its end; -1 with errno. */
 int client_finish (struct client *c, int64_t cookie);
+
+/* hang-up.c: before a connection is closed that was given up while a reply in
+ * several pieces was due.
+ */
+void client_hang_up (int fd);
 
 #endif /* FERRY_CLIENT_IMPL_H */

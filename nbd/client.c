@@ -283,6 +283,8 @@ client_close (struct client *c)
              step (c, deadline) == 0)
         ;
     }
+    if (c->given_up && c->in_pieces)
+      client_hang_up (nbd_aio_get_fd (c->nbd));
     nbd_close (c->nbd);
   }
   free (c);
@@ -374,10 +376,22 @@ client_get_abilities (struct client *c, struct client_abilities *a)
 
 /* ---- requests ---- */
 
+/* The same for a request that is answered in several pieces. */
+static int
+finish_pieces (struct client *c, int64_t cookie)
+{
+  int r;
+
+  c->in_pieces = true;
+  r = client_finish (c, cookie);
+  c->in_pieces = c->given_up;
+  return r;
+}
+
 int
 client_pread (struct client *c, void *buf, size_t count, uint64_t offset)
 {
-  return client_finish (c, nbd_aio_pread (c->nbd, buf, count, offset,
+  return finish_pieces (c, nbd_aio_pread (c->nbd, buf, count, offset,
                                           NBD_NULL_COMPLETION, 0));
 }
 
@@ -466,7 +480,7 @@ client_extent (struct client *c, uint64_t offset, uint64_t end,
   if (len > UINT32_MAX)
     len = UINT32_MAX & ~UINT32_C (511);
   ext->end = offset + len;
-  return client_finish (c, nbd_aio_block_status (c->nbd, len, offset, cb,
+  return finish_pieces (c, nbd_aio_block_status (c->nbd, len, offset, cb,
                                                  NBD_NULL_COMPLETION,
                                                  LIBNBD_CMD_FLAG_REQ_ONE));
 }
@@ -524,7 +538,7 @@ int
 client_extents_answer (struct client *c, struct client_question *q,
                        uint64_t *next)
 {
-  if (client_finish (c, q->cookie) == -1)
+  if (finish_pieces (c, q->cookie) == -1)
     return -1;
   *next = q->at;
   if (q->at > q->start)
