@@ -77,6 +77,7 @@ outgoing_open_channel (struct outgoing *o, uint32_t number,
                   o->shipments[0].name);
     return NULL;
   }
+  client_notice_silence (c);
   client_set_timeout (c, timeout_ms);
   if (check_destination (c, err) == -1 ||
       send_control (c, &h, PACKET_HELLO, body, err) == -1 ||

@@ -40,6 +40,11 @@ struct client *client_connect (const char *uri, const char *export,
                                struct error *err);
 void client_close (struct client *c); /* says good-bye if it still can */
 
+/* From now on it is lost once the other host has not answered at all for half a
+ * minute, not even its kernel.  For who can go on where he was.
+ */
+void client_notice_silence (struct client *c);
+
 /* Is the connection lost?  If not, an error was the server's answer. */
 bool client_is_dead (const struct client *c);
 

@@ -51,6 +51,9 @@ pool_connect (struct pool *p, uint64_t epoch, const struct stop *stop,
     client_close (c);
     c = NULL;
   }
+  /* A write to a foreign one that is lost is not sent again. */
+  if (c && !p->foreign)
+    client_notice_silence (c);
   return c;
 }
 
