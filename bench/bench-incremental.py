@@ -2,39 +2,22 @@
 # nbdferry - benchmark: an incremental backup
 # SPDX-License-Identifier: BSD-3-Clause
 """One granule of a hundred of a large sparse disk is dirty, at random.  Ours:
-`nbdferry backup` into an image in place, and into an archive; QEMU's
-blockdev-backup by bitmap to an NBD server; and the limit, one thread that reads
-and writes the same ranges.  In turn.
-
-usage: bench-incremental.py [--rounds N] [--size GiB] [--percent P]
-                            [--granularity KiB] [--link tcp|unix]
+`nbdferry backup` into a file that is updated in place, into an archive, and to
+nbdkit over TCP and Unix sockets; QEMU's blockdev-backup by bitmap to nbdkit
+over both; and the limit, one thread that reads and writes the same ranges
+without any daemon.  In turn.
 """
-
-import argparse
-import random
-import shutil
 
 import nbd
 
 from ferrybench import *
 
-ap = argparse.ArgumentParser()
-ap.add_argument("--rounds", type=int, default=3)
-ap.add_argument("--size", type=int, default=16)
-ap.add_argument("--percent", type=float, default=1)
-ap.add_argument("--granularity", type=int, default=64)
-ap.add_argument("--link", choices=("tcp", "unix"), default="tcp")
-a = ap.parse_args()
-size, gran = a.size << 30, a.granularity << 10
+a = options(__doc__, rounds=(5, 1), size_gib=(64, 4), percent=(1.0, 1.0),
+            granularity_kib=(64, 64), links=("tcp,unix",) * 2, tools=("", ""))
+size, gran = a.size_gib * GiB, a.granularity_kib << 10
 dirty = sorted(random.Random(7).sample(
     range(size // gran), int(size // gran * a.percent / 100)))
 block = random.Random(8).randbytes(gran)
-
-
-def sparse(name):
-    with open(path(name), "wb") as f:
-        f.truncate(size)
-    return path(name)
 
 
 def write_all(uri):
@@ -59,36 +42,62 @@ def target():
     return path("dst.raw")
 
 
-ours = Daemon("s", [PLUGIN, "disk=vda=" + sparse("src.raw"),
-                    "control=" + path("s.ctl")])
-qemu = Qemu("q", sparse("q.raw"))
-first = {}
+def check():
+    src, dst = [os.open(path(f), os.O_RDONLY) for f in ("src.raw", "dst.raw")]
+    for g in dirty:
+        if os.pread(src, gran, g * gran) != os.pread(dst, gran, g * gran):
+            raise RuntimeError("the copy differs")
+    os.close(src)
+    os.close(dst)
 
 
-def command(*argv):
-    cpu = ours.cpu()
-    t, own, _ = timed([NBDFERRY, *argv])
-    return t, ours.cpu() - cpu + own
+begun = set()
 
 
-def backup(name, *more):
+def backup(name, out, *more, daemon=None):
     """All is written again before each: the last one has cleared the bitmap."""
-    if name not in first:
-        # A first, full one of an empty disk, then all is written once.
-        target()
-        first[name] = True
-        command("backup", path("s.ctl"), *more, "--bitmap", name, "--full",
-                "--force", "--granularity", str(gran))
+    def run(*options):
+        return timed([NBDFERRY, "backup", path("s.ctl"), out, "--bitmap", name,
+                      *more, *options])
+
+    if name not in begun:
+        # A first, full one of a disk that is still empty.
+        begun.add(name)
+        timed([NBDFERRY, "backup", path("s.ctl"), path("full"), "--bitmap",
+               name, "--full", "--force", "--granularity", str(gran),
+               "--format", "raw"])
+        os.unlink(path("full"))
     write_all(ours.uri())
-    if name == "archive":
-        more = [path("next.nbf"), *more[1:]]
-        if os.path.exists(more[0]):
-            os.unlink(more[0])
-    return command("backup", path("s.ctl"), *more, "--bitmap", name)
+    cpu = ours.cpu() + (daemon.cpu() if daemon else 0)
+    t, own, _ = run()
+    cpu = ours.cpu() + (daemon.cpu() if daemon else 0) - cpu + own
+    return t, cpu
 
 
-def blockdev_backup():
-    d = Daemon("t", ["file", target()], a.link)
+def to_file():
+    r = backup("raw", target(), "--format", "raw")
+    check()
+    return r
+
+
+def to_archive():
+    target()  # for the memory
+    os.unlink(path("dst.raw"))
+    r = backup("archive", path("next.nbf"), "--compression", "none", "--force")
+    os.unlink(path("next.nbf"))
+    return r
+
+
+def to_nbdkit(kind):
+    d = Daemon("t", ["file", target()], kind)
+    r = backup(kind, d.uri(), daemon=d)
+    d.stop()
+    check()
+    return r
+
+
+def blockdev_backup(kind):
+    d = Daemon("t", ["file", target()], kind)
     cpu, t = qemu.cpu() + d.cpu(), time.monotonic()
     qemu.qmp.command("blockdev-add", **{
         "driver": "raw", "node-name": "t",
@@ -108,40 +117,51 @@ def blockdev_backup():
 
 def limit():
     target()
-    before, t = os.times(), time.monotonic()
-    src, dst = os.open(path("src.raw"), os.O_RDONLY), os.open(
-        path("dst.raw"), os.O_WRONLY)
+    before, t = own_cpu(), time.monotonic()
+    src, dst = [os.open(path(f), os.O_RDWR) for f in ("src.raw", "dst.raw")]
+    buf = [bytearray(gran)]
     for g in dirty:
-        os.pwrite(dst, os.pread(src, gran, g * gran), g * gran)
+        os.preadv(src, buf, g * gran)
+        os.pwritev(dst, buf, g * gran)
+    t, cpu = time.monotonic() - t, own_cpu() - before
     os.close(src)
     os.close(dst)
-    after = os.times()
-    return time.monotonic() - t, (after.user + after.system - before.user
-                                  - before.system)
+    return t, cpu
 
 
-qemu.qmp.command("block-dirty-bitmap-add", node="d0", name="b",
-                 granularity=gran)
-write_all(qemu.uri())
-write_all(ours.uri())
-TOOLS = [("nbdferry backup --format raw", lambda: backup(
-             "raw", path("dst.raw"), "--format", "raw")),
-         ("nbdferry backup, archive", lambda: backup(
-             "archive", path("full.nbf"), "--compression", "none")),
-         ("QEMU blockdev-backup, " + a.link, blockdev_backup),
-         ("the limit: pread, pwrite", limit)]
-results = {name: [] for name, _ in TOOLS}
-for i in range(a.rounds):
-    for name, run in TOOLS if i % 2 == 0 else TOOLS[::-1]:
-        results[name].append(run())
-rows, base = [], results["QEMU blockdev-backup, " + a.link]
-for name, _ in TOOLS:
-    v = results[name]
-    rows.append([name, med([x[0] for x in v]), min(x[0] for x in v),
-                 max(x[0] for x in v), med([x[1] for x in v]),
-                 med([x[0] / y[0] for x, y in zip(v, base)]),
-                 med([x[1] / y[1] for x, y in zip(v, base)])])
-table("%g %% of %d GiB, granules of %d KiB: %d MiB (%d rounds)"
-      % (a.percent, a.size, a.granularity, len(dirty) * gran // MiB,
+sparse_file("src.raw", size)
+ours = Daemon("s", [PLUGIN, "disk=vda=" + path("src.raw"),
+                    "control=" + path("s.ctl")])
+kinds = a.links.split(",")
+tools = {"nbdferry, to a file in place": to_file,
+         "nbdferry, to an archive": to_archive}
+for k in kinds:
+    tools["nbdferry, to nbdkit, " + k] = lambda k=k: to_nbdkit(k)
+if QEMU:
+    qemu = Qemu("q", sparse_file("q.raw", size))
+    qemu.qmp.command("block-dirty-bitmap-add", node="d0", name="b",
+                     granularity=gran)
+    write_all(qemu.uri())
+    for k in kinds:
+        tools["QEMU backup, " + k] = lambda k=k: blockdev_backup(k)
+tools["the limit: pread, pwrite"] = limit
+bases = ["QEMU backup, " + k for k in kinds] + ["the limit: pread, pwrite"]
+tools = {t: tools[t] for t in tools if any(o in t for o in a.tools.split(","))}
+results = in_turn(tools, a.rounds)
+table("%g %% of %d GiB, granules of %d KiB: %d MiB (%d rounds, medians)"
+      % (a.percent, a.size_gib, a.granularity_kib, len(dirty) * gran // MiB,
          a.rounds),
-      ["tool", "s", "min", "max", "cpu s", "to QEMU", "cpu to QEMU"], rows)
+      ["tool", "s", "min", "max", "CPU s"] + sum(
+          [["to " + b.replace("the limit: pread, pwrite", "the limit"), "CPU"]
+           for b in bases], []), time_rows(results, *bases))
+for name in results:
+    if not name.startswith("nbdferry"):
+        continue
+    for base in bases:
+        most = 1.5 if base.startswith("the limit") else 0.5
+        # Over a link, the peer is the one that goes over the same.
+        if base in results and (most == 1.5 or "nbdkit" not in name or
+                                name.endswith(base[-4:].strip())):
+            goal("incremental", name[10:] + ": time / "
+                 + base.split(":")[0], ratio(results, name, base), most=most)
+done()

@@ -5,32 +5,21 @@
 loopback: our migration in both copy modes, beside QEMU's mirror to nbdkit's
 file plugin, in turn.  What the writer sees is told apart by time: before, while
 it moves, at the handover (the hold and 50 ms around it), and after it.
-
-usage: bench-live.py [--rounds N] [--size MiB] [--iops N] [--depth N]
-                     [--tools a,b,...]
 """
 
-import argparse
 import glob
-import random
-import shutil
 
 from ferrybench import *
 
 TOOLS = ["nbdferry", "nbdferry write-blocking", "QEMU mirror",
          "QEMU write-blocking"]
+if not QEMU:
+    del TOOLS[2:]
 
-ap = argparse.ArgumentParser()
-ap.add_argument("--rounds", type=int, default=3)
-ap.add_argument("--size", type=int, default=1024)
-ap.add_argument("--iops", type=int, default=2000)
-ap.add_argument("--depth", type=int, default=8)
-ap.add_argument("--before", type=float, default=1.5)
-ap.add_argument("--after", type=float, default=1)
-ap.add_argument("--tools", default=",".join(TOOLS))
-a = ap.parse_args()
-if not shutil.which("fio"):
-    raise SystemExit("fio is not installed")
+a = options(__doc__, rounds=(3, 1), size=(4096, 256), iops=(2000, 2000),
+            depth=(8, 8), before=(1.5, 0.5), after=(1.0, 0.3),
+            tools=(",".join(TOOLS),) * 2)
+need("fio")
 size = a.size * MiB
 
 
@@ -78,8 +67,7 @@ def latencies(p, began, held, ended):
 
 def ferry(mode):
     dst = warm_file("dst.raw", size)
-    for f in ("src.raw.ferry", "dst.raw.ferry"):
-        shutil.rmtree(path(f), ignore_errors=True)
+    no_sidecars()
     s = Daemon("s", [PLUGIN, "disk=vda=" + src, "control=" + path("s.ctl")])
     d = Daemon("d", [PLUGIN, "disk=vda=" + dst, "incoming=on"], "tcp")
     p = writer(s.uri())
@@ -139,11 +127,8 @@ def percentile(v, p):
 
 
 src, tools = make_source(), a.tools.split(",")
-results = {t: [] for t in tools}
-for i in range(a.rounds):
-    for t in tools if i % 2 == 0 else tools[::-1]:
-        results[t].append(RUN[t]())
-rows, waits = [], []
+results = in_turn({t: RUN[t] for t in tools}, a.rounds)
+rows, waits, p99s = [], [], {}
 for t in tools:
     v = results[t]
     rows.append([t] + [med([r[0] for r in v]), min(r[0] for r in v),
@@ -152,11 +137,22 @@ for t in tools:
     idle = med([percentile(r[3]["before"], 99) for r in v])
     for phase in ("before", "during", "handover", "after"):
         p99 = med([percentile(r[3][phase], 99) for r in v])
+        p99s[t, phase] = p99 / idle
         waits.append([t, phase, med([percentile(r[3][phase], 50) for r in v]),
                       p99, p99 / idle, max(max(r[3][phase], default=0)
                                            for r in v)])
-table("moving %d MiB, %d writes of 4 KiB a second (%d rounds)"
+table("moving %d MiB, %d writes of 4 KiB a second (%d rounds, medians)"
       % (a.size, a.iops, a.rounds),
-      ["tool", "s", "min", "max", "cpu s", "hold ms", "max"], rows)
+      ["tool", "s", "min", "max", "CPU s", "hold ms", "max"], rows)
 table("what the writer waited, us (medians of the runs' percentiles)",
       ["tool", "phase", "p50", "p99", "to p99 before", "max"], waits)
+for ours, peer in zip(TOOLS[:2], TOOLS[2:]):
+    if ours in results and peer in results:
+        goal("live", "%s: time / %s" % (ours, peer),
+             ratio(results, ours, peer), most=0.7)
+for t in set(TOOLS[:2]) & set(results):
+    goal("live", t + ": p99 while it moves / idle p99", p99s[t, "during"],
+         most=3)
+    goal("live", t + ": ms held, the longest", max(r[2] for r in results[t]),
+         most=10)
+done()

@@ -3,23 +3,16 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """How long nbdkit takes to serve a sparse disk, by nbdkit's file plugin and
 by ours: new (the sidecar is made), after a clean stop, and after kill -9.
-
-usage: bench-open.py [--rounds N] [--size GiB] [--granularity G]
 """
-
-import argparse
 
 from ferrybench import *
 
-ap = argparse.ArgumentParser()
-ap.add_argument("--rounds", type=int, default=5)
-ap.add_argument("--size", type=int, default=1024)
-ap.add_argument("--granularity", default="64K")
-a = ap.parse_args()
+a = options(__doc__, rounds=(5, 2), size_gib=(1024, 1024),
+            granularity=("64K", "64K"))
 
 disk = path("big.raw")
 with open(disk, "wb") as f:
-    f.truncate(a.size << 30)
+    f.truncate(a.size_gib << 30)
 FERRY = [PLUGIN, "disk=" + disk, "control=" + path("ctl")]
 
 
@@ -47,6 +40,7 @@ for _ in range(a.rounds):
     rows["after a clean stop"].append(open_it(FERRY, signal.SIGKILL))
     rows["after kill -9"].append(open_it(FERRY, signal.SIGTERM))
 table("opening a disk of %d GiB with a bitmap of %s (%d rounds, ms until "
-      "nbdkit serves)" % (a.size, a.granularity, a.rounds),
+      "nbdkit serves)" % (a.size_gib, a.granularity, a.rounds),
       ["", "median", "min", "max"],
       [[k, med(v), min(v), max(v)] for k, v in rows.items()])
+done()

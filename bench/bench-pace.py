@@ -4,11 +4,8 @@
 """How exactly max-bandwidth is held over each second, counted on the wire;
 and how far several channels fill a link of 50 ms round trip, where one is
 bound by its window.
-
-usage: bench-pace.py [--seconds N] [--size MiB]
 """
 
-import argparse
 import os
 import sys
 
@@ -16,12 +13,8 @@ sys.path.insert(0, os.path.join(os.path.dirname(__file__), "../tests"))
 
 from ferrybench import *
 from linktest import Link
-import json
 
-ap = argparse.ArgumentParser()
-ap.add_argument("--seconds", type=int, default=5)
-ap.add_argument("--size", type=int, default=256)
-a = ap.parse_args()
+a = options(__doc__, seconds=(5, 1), size=(256, 16))
 
 
 class Move:
@@ -43,7 +36,7 @@ class Move:
         self.process = subprocess.Popen(
             [NBDFERRY, "migrate", path("s.ctl"), self.link.uri("vda"),
              "--json", *params], stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE, text=True)
+            stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
 
     def end(self):
         out = self.process.communicate()[0]
@@ -63,10 +56,11 @@ def seconds(move):
             in zip(samples[3:], samples[13:])]
 
 
+LIMITS = [(200, 4, 0, "none"), (50, 1, 0, "none"), (20, 4, 25, "none"),
+          (5, 8, 0, "zstd"), (1, 4, 0, "none")]
+
 rows = []
-for limit, channels, delay, compression in (
-        (200, 4, 0, "none"), (50, 1, 0, "none"), (20, 4, 25, "none"),
-        (5, 8, 0, "zstd"), (1, 4, 0, "none")):
+for limit, channels, delay, compression in LIMITS[:2 if a.short else 5]:
     m = Move(int(limit * (a.seconds + 3)) * MiB,
              ["--max-bandwidth", "%dM" % limit, "--channels", str(channels),
               "--compression", compression], delay=delay)
@@ -94,3 +88,4 @@ for channels, window in ((1, 1), (4, 1), (8, 1), (1, 0), (4, 0)):
                  info["downtime"]])
 table("1 Gbit/s, 50 ms round trip", ["channels", "window", "MiB/s",
                                      "x one channel", "hold ms"], rows)
+done()

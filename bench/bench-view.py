@@ -6,26 +6,16 @@ just begun (each granule is copied at its first write), and with one whose
 granules have all been copied; and to qemu-storage-daemon without and with a
 copy-before-write filter that has just been put in.  In turn, each over a disk
 that holds data, the scratch file beside it.
-
-usage: bench-view.py [--rounds N] [--runtime S] [--size MiB]
 """
 
-import argparse
-import json
-import shutil
 import uuid
 
 from ferrybench import *
 
 PATTERNS = [("randwrite", "4k", 16), ("write", "1m", 4)]
 
-ap = argparse.ArgumentParser()
-ap.add_argument("--rounds", type=int, default=3)
-ap.add_argument("--runtime", type=float, default=1.0)
-ap.add_argument("--size", type=int, default=512)
-a = ap.parse_args()
-if not shutil.which("fio"):
-    raise SystemExit("fio is not installed")
+a = options(__doc__, rounds=(3, 1), runtime=(1.0, 0.3), size=(512, 64))
+need("fio")
 size, disk = a.size * MiB, path("disk.raw")
 
 
@@ -86,7 +76,7 @@ def run(kind, rw, bs, depth):
     side = (QemuView if kind.startswith("QEMU") else Ours)(kind)
     cpu = side.cpu()
     r = fio(side.uri, rw, bs, depth,
-            ["--time_based", "--runtime=%g" % a.runtime])
+            ["--time_based", "--runtime=%dms" % (a.runtime * 1000)])
     cpu = side.cpu() - cpu
     side.stop()
     for left in path("q.sock"), path("ctl"), path("target.raw"):
@@ -101,7 +91,7 @@ with open(disk, "wb") as f:
     for _ in range(a.size):
         f.write(os.urandom(MiB))
 kinds = ["no view", "view", "view, all copied"]
-if shutil.which("qemu-storage-daemon"):
+if QEMU:
     kinds += ["QEMU", "QEMU, cbw"]
 results, rows = {}, []
 for i in range(a.rounds):
@@ -119,3 +109,4 @@ table("what a backup costs writers (%d MiB, %d rounds, medians)"
       % (a.size, a.rounds),
       ["pattern", "server", "IOPS", "mean us", "p99 us", "cpu us/io",
        "ratio to without"], rows)
+done()
