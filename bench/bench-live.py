@@ -7,8 +7,6 @@ file plugin, in turn.  What the writer sees is told apart by time: before, while
 it moves, at the handover (the hold and 50 ms around it), and after it.
 """
 
-import glob
-
 from ferrybench import *
 
 TOOLS = ["nbdferry", "nbdferry write-blocking", "QEMU mirror",
@@ -32,28 +30,16 @@ def make_source():
 
 
 def writer(uri):
-    for f in glob.glob(path("lat*")):
-        os.unlink(f)
-    p = subprocess.Popen(
-        ["fio", "--name=w", "--ioengine=nbd", "--uri=" + uri,
-         "--rw=randwrite", "--bs=4k", "--size=%d" % size, "--norandommap",
-         "--rate_iops=%d" % a.iops, "--iodepth=%d" % a.depth, "--thread",
-         "--time_based", "--runtime=120", "--write_lat_log=" + path("lat"),
-         "--log_unix_epoch=1", "--disable_slat=1", "--disable_clat=1"],
-        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, cwd=DIR)
+    w = Writer(uri, size, a.iops, a.depth)
     time.sleep(0.5 + a.before)
-    return p
+    return w
 
 
-def latencies(p, began, held, ended):
-    """us, by phase; the log's times are ms since 1970."""
+def latencies(w, began, held, ended):
+    """us, by phase."""
     phase = {"before": [], "during": [], "handover": [], "after": []}
     time.sleep(a.after)
-    p.send_signal(signal.SIGINT)
-    p.wait(30)
-    for line in open(glob.glob(path("lat_lat*"))[0]):
-        ms, ns = line.split(",")[:2]
-        t, us = int(ms) / 1000, int(ns) / 1000
+    for t, us in w.end():
         if held - 0.05 <= t <= ended + 0.05:
             phase["handover"].append(us)
         elif began - a.before < t < began:
@@ -70,7 +56,7 @@ def ferry(mode):
     no_sidecars()
     s = Daemon("s", [PLUGIN, "disk=vda=" + src, "control=" + path("s.ctl")])
     d = Daemon("d", [PLUGIN, "disk=vda=" + dst, "incoming=on"], "tcp")
-    p = writer(s.uri())
+    w = writer(s.uri())
     qmp = QMP(path("s.ctl"))
     qmp.command("migrate-set-parameters", **{"copy-mode": mode})
     cpu, began = s.cpu() + d.cpu(), time.time()
@@ -87,7 +73,7 @@ def ferry(mode):
     info = qmp.command("query-migrate")
     if status != "completed":
         raise RuntimeError(info)
-    lat = latencies(p, began, held, ended)
+    lat = latencies(w, began, held, ended)
     s.stop()
     d.stop()
     return ended - began, cpu, info["x-ferry"]["hold-us"] / 1000, lat
@@ -96,7 +82,7 @@ def ferry(mode):
 def mirror(mode):
     dst = warm_file("dst.raw", size)
     q, d = Qemu("q", src), Daemon("d", ["file", dst], "tcp")
-    p = writer(q.uri())
+    w = writer(q.uri())
     cpu, began = q.cpu() + d.cpu(), time.time()
     q.qmp.command("blockdev-add", **{
         "driver": "raw", "node-name": "t",
@@ -110,7 +96,7 @@ def mirror(mode):
     q.qmp.event("BLOCK_JOB_COMPLETED")
     ended = time.time()
     cpu = q.cpu() + d.cpu() - cpu
-    lat = latencies(p, began, held, ended)
+    lat = latencies(w, began, held, ended)
     q.stop()
     d.stop()
     return ended - began, cpu, (ended - held) * 1000, lat
@@ -120,10 +106,6 @@ RUN = {"nbdferry": lambda: ferry("background"),
        "nbdferry write-blocking": lambda: ferry("write-blocking"),
        "QEMU mirror": lambda: mirror("background"),
        "QEMU write-blocking": lambda: mirror("write-blocking")}
-
-
-def percentile(v, p):
-    return sorted(v)[min(len(v) - 1, int(len(v) * p / 100))] if v else 0.0
 
 
 src, tools = make_source(), a.tools.split(",")

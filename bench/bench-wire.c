@@ -4,6 +4,8 @@
  * 2^28 bits (16 TiB in granules of 64 KiB), set at random with one density
  * after another, or in clusters: their coded size beside the entropy, and the
  * time to code, to check and to set them.
+ *
+ * usage: bench-wire [LOG2-OF-BITS | --short]
  */
 #include <config.h>
 
@@ -17,9 +19,11 @@
 #include "wire.h"
 
 #define SHIFT 16
-#define BITS  (UINT64_C (1) << 28)
+#define BITS  (UINT64_C (1) << log2_bits)
 #define SIZE  (BITS << SHIFT)
 #define CAP   (BITS / 8 + (1 << 20))
+
+static unsigned log2_bits = 28;
 
 static uint64_t random_state = 20240607;
 
@@ -123,10 +127,16 @@ bench (const char *name, double p)
 }
 
 int
-main (void)
+main (int argc, char *argv[])
 {
-  printf ("2^28 bits            coded             H  x H       "
-          "encode    check    apply\n");
+  if (argc > 1)
+    log2_bits = strcmp (argv[1], "--short") == 0 ? 22 : atoi (argv[1]);
+  if (log2_bits < 16 || log2_bits > 32) {
+    fprintf (stderr, "usage: bench-wire [LOG2-OF-BITS | --short]\n");
+    return 1;
+  }
+  printf ("2^%u bits            coded             H  x H       "
+          "encode    check    apply\n", log2_bits);
   bench ("empty", 0);
   bench ("0.01 %", 0.0001);
   bench ("0.1 %", 0.001);

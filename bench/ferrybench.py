@@ -22,6 +22,7 @@ import json
 import os
 import platform
 import random
+import re
 import resource
 import shutil
 import signal
@@ -238,6 +239,36 @@ def timed(argv):
     if p.returncode != 0:
         raise RuntimeError("%s: %s%s" % (argv[0], p.stdout, p.stderr))
     return t, own_cpu([resource.RUSAGE_CHILDREN]) - before, p.stdout
+
+
+class Writer:
+    """fio, which writes 4 KiB at random at a rate."""
+
+    def __init__(self, uri, size, iops, depth=8):
+        self.log = path("lat")
+        self.process = subprocess.Popen(
+            ["fio", "--name=w", "--ioengine=nbd", "--uri=" + uri,
+             "--rw=randwrite", "--bs=4k", "--size=%d" % size, "--norandommap",
+             "--rate_iops=%d" % iops, "--iodepth=%d" % depth, "--thread",
+             "--time_based", "--runtime=120", "--write_lat_log=" + self.log,
+             "--log_unix_epoch=1", "--disable_slat=1", "--disable_clat=1"],
+            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, cwd=DIR)
+
+    def end(self):
+        """When each write ended, s since 1970, and how long it took, us."""
+        self.process.send_signal(signal.SIGINT)
+        self.process.wait(30)
+        lines = []
+        for f in os.listdir(DIR):
+            if f.startswith("lat_"):
+                with open(path(f)) as log:
+                    lines += [line.split(",") for line in log]
+                os.unlink(path(f))
+        return [(int(v[0]) / 1000, int(v[1]) / 1000) for v in lines]
+
+
+def percentile(v, p):
+    return sorted(v)[min(len(v) - 1, int(len(v) * p / 100))] if v else 0.0
 
 
 def warm(nr_bytes):
