@@ -243,19 +243,28 @@ block_range (uint64_t words[64], unsigned first, unsigned last)
   return low_bits (l + 1) & ~low_bits (f);
 }
 
-void
-bm_set_bits (struct bitmap *bm, uint64_t first, uint64_t nr)
+static void
+set_bits (struct bitmap *bm, uint64_t first, uint64_t nr, bool alone)
 {
   const uint64_t last = first + nr - 1;
   uint64_t words[64], mask;
 
   for (uint64_t b = first / BLOCK_BITS; b <= last / BLOCK_BITS; b++) {
-    mask =
-      block_range (words, b == first / BLOCK_BITS ? first % BLOCK_BITS : 0,
-                   b == last / BLOCK_BITS ? last % BLOCK_BITS
-                                          : BLOCK_BITS - 1);
+    const unsigned from = b == first / BLOCK_BITS ? first % BLOCK_BITS : 0;
+    const unsigned to =
+      b == last / BLOCK_BITS ? last % BLOCK_BITS : BLOCK_BITS - 1;
+
+    if (alone && to - from == BLOCK_BITS - 1 && bm_flip_block (bm, b, true))
+      continue;
+    mask = block_range (words, from, to);
     bm_or_block (bm, b, words, mask);
   }
+}
+
+void
+bm_set_bits (struct bitmap *bm, uint64_t first, uint64_t nr)
+{
+  set_bits (bm, first, nr, false);
 }
 
 /* The granules that a range touches; false if it lies beyond the end. */
@@ -287,7 +296,16 @@ bitmap_set (struct bitmap *bm, uint64_t offset, uint64_t len)
 }
 
 void
-bitmap_clear (struct bitmap *bm, uint64_t offset, uint64_t len)
+bitmap_set_alone (struct bitmap *bm, uint64_t offset, uint64_t len)
+{
+  uint64_t first, last;
+
+  if (touched (bm, offset, len, &first, &last))
+    set_bits (bm, first, last - first + 1, true);
+}
+
+static void
+clear (struct bitmap *bm, uint64_t offset, uint64_t len, bool alone)
 {
   uint64_t first, last, words[64], mask, m, i, b;
 
@@ -295,23 +313,44 @@ bitmap_clear (struct bitmap *bm, uint64_t offset, uint64_t len)
     return;
   i = bm_next_leaf (bm, DIRTY, first / WORD_BITS);
   while (i <= last / WORD_BITS) {
+    unsigned from, to;
+
     b = i / WORD_BITS;
-    mask =
-      block_range (words, b == first / BLOCK_BITS ? first % BLOCK_BITS : 0,
-                   b == last / BLOCK_BITS ? last % BLOCK_BITS
-                                          : BLOCK_BITS - 1);
-    mask &= bm_load_any (bm, 1, b);
-    for (m = mask; m; m &= m - 1)
-      words[__builtin_ctzll (m)] = ~words[__builtin_ctzll (m)];
-    bm_and_block (bm, b, words, mask);
+    from = b == first / BLOCK_BITS ? first % BLOCK_BITS : 0;
+    to = b == last / BLOCK_BITS ? last % BLOCK_BITS : BLOCK_BITS - 1;
+    if (!alone || to - from < BLOCK_BITS - 1 ||
+        !bm_flip_block (bm, b, false)) {
+      mask = block_range (words, from, to) & bm_load_any (bm, 1, b);
+      for (m = mask; m; m &= m - 1)
+        words[__builtin_ctzll (m)] = ~words[__builtin_ctzll (m)];
+      bm_and_block (bm, b, words, mask);
+    }
     i = bm_next_leaf (bm, DIRTY, (b + 1) * WORD_BITS);
   }
+}
+
+void
+bitmap_clear (struct bitmap *bm, uint64_t offset, uint64_t len)
+{
+  clear (bm, offset, len, false);
+}
+
+void
+bitmap_clear_alone (struct bitmap *bm, uint64_t offset, uint64_t len)
+{
+  clear (bm, offset, len, true);
 }
 
 void
 bitmap_clear_all (struct bitmap *bm)
 {
   bitmap_clear (bm, 0, bm->size);
+}
+
+const uint64_t *
+bitmap_leaves (const struct bitmap *bm)
+{
+  return bm->levels[0].any;
 }
 
 bool

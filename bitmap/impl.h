@@ -122,6 +122,11 @@ leaf_get (const struct bitmap *bm, uint64_t i)
 
 /* tree.c */
 
+/* All 4096 bits of block 'b', which has so many and all of them the other way,
+ * or false.  Nobody else uses the bitmap.
+ */
+bool bm_flip_block (struct bitmap *bm, uint64_t b, bool set);
+
 /* The children of summary word 'i' of level 'l', out of those in 'mask',
  * that are not zero now.
  */

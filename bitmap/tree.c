@@ -157,11 +157,13 @@ lower_any (struct bitmap *bm, unsigned l, uint64_t i, uint64_t mask)
   }
 }
 
-/* The leaves of block 'i' in 'mask' hold marks: make that known to the top. */
+/* The words below word 'i' of level 'l' in 'mask' hold marks: make that known
+ * to the top.
+ */
 static void
-raise_any (struct bitmap *bm, uint64_t i, uint64_t mask)
+raise_any (struct bitmap *bm, unsigned l, uint64_t i, uint64_t mask)
 {
-  for (unsigned l = 1; l <= bm->top; l++) {
+  for (; l <= bm->top; l++) {
     uint64_t *word = &bm->levels[l].any[i];
     const uint64_t missing = mask & ~word_get (word);
 
@@ -175,11 +177,12 @@ raise_any (struct bitmap *bm, uint64_t i, uint64_t mask)
   }
 }
 
-/* Leaves of block 'i' in 'mask' have become full, or cease to be. */
+/* Words below word 'i' of level 'l' in 'mask' have become full, or cease to be.
+ */
 static void
-settle_full (struct bitmap *bm, uint64_t i, uint64_t mask)
+settle_full (struct bitmap *bm, unsigned l, uint64_t i, uint64_t mask)
 {
-  for (unsigned l = 1; l <= bm->top; l++) {
+  for (; l <= bm->top; l++) {
     uint64_t *word = &bm->levels[l].full[i];
     bool changed = false;
 
@@ -233,9 +236,9 @@ bm_or_leaf (struct bitmap *bm, uint64_t i, uint64_t bits)
     count_add (bm, n);
     count_sub (bm, n - or_leaf (bm, i, bits, &filled));
   }
-  raise_any (bm, i / WORD_BITS, bit);
+  raise_any (bm, 1, i / WORD_BITS, bit);
   if (filled)
-    settle_full (bm, i / WORD_BITS, bit);
+    settle_full (bm, 1, i / WORD_BITS, bit);
 }
 
 void
@@ -256,9 +259,9 @@ bm_or_block (struct bitmap *bm, uint64_t b, const uint64_t words[64],
       full |= m & -m;
   }
   count_sub (bm, want - flipped);
-  raise_any (bm, b, mask);
+  raise_any (bm, 1, b, mask);
   if (full)
-    settle_full (bm, b, full);
+    settle_full (bm, 1, b, full);
 }
 
 void
@@ -286,9 +289,37 @@ bm_and_block (struct bitmap *bm, uint64_t b, uint64_t words[64], uint64_t mask)
   }
   count_sub (bm, flipped);
   if (unfull)
-    settle_full (bm, b, unfull);
+    settle_full (bm, 1, b, unfull);
   if (zero)
     lower_any (bm, 1, b, zero);
+}
+
+bool
+bm_flip_block (struct bitmap *bm, uint64_t b, bool set)
+{
+  const struct level *lv = &bm->levels[1];
+  const uint64_t value = set ? UINT64_MAX : 0;
+  const uint64_t bit = UINT64_C (1) << b % WORD_BITS;
+  uint64_t *leaf = bm->levels[0].any + b * WORD_BITS;
+
+  if ((b + 1) * BLOCK_BITS > bm->nr_bits ||
+      (set ? lv->any[b] != 0 : lv->full[b] != UINT64_MAX))
+    return false;
+  /* Whole words all the same, for who looks without need. */
+  for (unsigned j = 0; j < WORD_BITS; j++)
+    __atomic_store_n (&leaf[j], value, __ATOMIC_RELAXED);
+  __atomic_store_n (&lv->any[b], value, __ATOMIC_RELAXED);
+  __atomic_store_n (&lv->full[b], value, __ATOMIC_RELAXED);
+  if (set) {
+    count_add (bm, BLOCK_BITS);
+    raise_any (bm, 2, b / WORD_BITS, bit);
+  }
+  else {
+    count_sub (bm, BLOCK_BITS);
+    lower_any (bm, 2, b / WORD_BITS, bit);
+  }
+  settle_full (bm, 2, b / WORD_BITS, bit);
+  return true;
 }
 
 /* Does level 'l' say what the words below it are? */

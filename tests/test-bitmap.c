@@ -76,11 +76,13 @@ model_change (struct pair *p, uint64_t offset, uint64_t len, bool set)
 static void
 change (struct pair *p, uint64_t offset, uint64_t len, bool set)
 {
+  const bool alone = rnd (2);
+
   model_change (p, offset, len, set);
   if (set)
-    bitmap_set (p->bm, offset, len);
+    (alone ? bitmap_set_alone : bitmap_set) (p->bm, offset, len);
   else
-    bitmap_clear (p->bm, offset, len);
+    (alone ? bitmap_clear_alone : bitmap_clear) (p->bm, offset, len);
 }
 
 /* The first granule in [i, end) of this kind, or 'end'. */
