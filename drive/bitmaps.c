@@ -49,7 +49,8 @@ drive_new_bitmap (struct drive *d, const char *name, unsigned shift,
     nb->slot = qcow2_alloc (d->store, shift, err);
     if (nb->slot == NULL)
       goto fail;
-    nb->bits = bitmap_new_over (qcow2_words (nb->slot), d->size, shift, err);
+    nb->bits = bitmap_new_over_zeros (qcow2_words (nb->slot), d->size, shift,
+                                      err);
   }
   else
     nb->bits = bitmap_new (d->size, shift, err);
@@ -93,17 +94,15 @@ drive_set_bitmaps (struct drive *d, struct named_bitmap **bitmaps, size_t nr)
 struct marks *
 drive_build_marks (struct drive *d, struct bitmap **extra, size_t nr_extra)
 {
-  struct marks *m = malloc (
-    sizeof *m + (2 * d->nr_bitmaps + nr_extra + 4) * sizeof m->map[0]);
+  struct marks *m = marks_new (2 * d->nr_bitmaps + nr_extra + 4);
 
   if (m == NULL)
     return NULL;
-  m->nr = 0;
-  m->persistent = false;
   /* First, as in transaction.c. */
   for (size_t i = 0; i < d->nr_bitmaps; i++)
     if (d->bitmaps[i]->recording && d->bitmaps[i]->successor)
       m->map[m->nr++] = d->bitmaps[i]->successor;
+  m->again = m->nr + nr_extra > 0;
   for (size_t i = 0; i < d->nr_bitmaps; i++) {
     struct named_bitmap *nb = d->bitmaps[i];
 
@@ -125,6 +124,8 @@ drive_build_marks (struct drive *d, struct bitmap **extra, size_t nr_extra)
 void
 marks_add_ship (struct marks *m, const struct drive *d)
 {
+  const size_t nr = m->nr;
+
   if (d->watch)
     m->map[m->nr++] = d->watch;
   if (d->ship)
@@ -135,17 +136,8 @@ marks_add_ship (struct marks *m, const struct drive *d)
   }
   if (d->unsure)
     m->map[m->nr++] = unsure_map (d);
-}
-
-void
-marks_remove (struct marks *m, const struct bitmap *map)
-{
-  size_t n = 0;
-
-  for (size_t i = 0; i < m->nr; i++)
-    if (m->map[i] != map)
-      m->map[n++] = m->map[i];
-  m->nr = n;
+  m->again |= m->nr > nr;
+  marks_ready (m);
 }
 
 struct marks *
@@ -227,14 +219,10 @@ void
 drive_drop_watch (struct drive *d)
 {
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&d->control);
-  size_t n = 0;
 
   gate_close (&d->writes);
-  for (size_t i = 0; d->marks && i < d->marks->nr; i++)
-    if (d->marks->map[i] != d->watch)
-      d->marks->map[n++] = d->marks->map[i];
   if (d->marks)
-    d->marks->nr = n;
+    marks_remove (d->marks, d->watch);
   d->watch = NULL;
   gate_open (&d->writes);
 }

@@ -9,7 +9,7 @@
  * again.  Marking first means that a crash leaves too many bits, never too
  * few.  Marking again is for whoever clears bits meanwhile: without it
  * "write marks, sender clears, sender reads old data, write lands" would lose
- * the write.
+ * the write.  It is left out while nobody can be clearing any (drive/marks.c).
  */
 #ifndef FERRY_DRIVE_H
 #define FERRY_DRIVE_H
@@ -28,6 +28,7 @@
 #include "throttle.h"
 #include "hook.h"
 #include "journal.h"
+#include "marks.h"
 #include "qcow2.h"
 #include "trust.h"
 #include "uuid.h"
@@ -76,15 +77,6 @@ struct named_bitmap {
   /* While a backup runs: what was written since it began, and whose it is. */
   struct bitmap *successor;
   struct write_hook *backup;
-};
-
-/* What writes must mark, in this order.  Immutable once published; replaced
- * while the write gate is shut.
- */
-struct marks {
-  bool persistent; /* one of them is: regions must be armed before a write */
-  size_t nr;
-  struct bitmap *map[];
 };
 
 /* Who wants to hear of each write that has landed, while a migration runs.
@@ -280,11 +272,9 @@ struct marks *drive_build_marks (struct drive *d, struct bitmap **extra,
 struct marks *drive_swap_marks (struct drive *d, struct marks *marks);
 
 /* Append d->watch, d->ship and d->unheld, which come last; there is room for
- * them.
+ * them.  Then it is complete.
  */
 void marks_add_ship (struct marks *m, const struct drive *d);
-/* Take one out, in place.  The write gate is shut. */
-void marks_remove (struct marks *m, const struct bitmap *map);
 
 /* End all hooks, for that reason.  The write gate is shut, the control lock
  * held.

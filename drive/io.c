@@ -16,13 +16,6 @@
 #include "drive.h"
 #include "unsure.h"
 
-static void
-mark (const struct marks *m, uint64_t offset, uint64_t len)
-{
-  for (size_t i = 0; i < m->nr; i++)
-    bitmap_set (m->map[i], offset, len);
-}
-
 /* Make the regions of that range durably armed. */
 static int
 arm (struct drive *d, uint64_t offset, uint64_t len)
@@ -132,7 +125,7 @@ begin_write (struct drive *d, uint64_t offset, uint64_t len, uint64_t cost)
   if (token == -1)
     return -1;
   if (d->mode == DRIVE_ACTIVE) {
-    mark (d->marks, offset, len);
+    marks_before (d->marks, offset, len);
     if (d->marks->persistent && atomic_load (&d->store_failed)) {
       gate_leave (&d->writes, token);
       drive_store_failed (d, "the pages of bitmaps.qcow2 cannot be had");
@@ -174,9 +167,7 @@ drive_set_mirror (struct drive *d, struct drive_mirror *m)
 }
 
 /* The mark after, whether the write succeeded or not: it may have landed in
- * part.  The fence orders the data before the look at the bits: whoever
- * clears a bit and then reads the data sees either our data or has its
- * cleared bit seen, and set again, by us.
+ * part.
  */
 static int
 end_write (struct drive *d, int token, uint64_t offset, uint64_t len, int r)
@@ -186,8 +177,7 @@ end_write (struct drive *d, int token, uint64_t offset, uint64_t len, int r)
   bool lost = false;
 
   if (d->mode == DRIVE_ACTIVE) {
-    atomic_thread_fence (memory_order_seq_cst);
-    mark (d->marks, offset, len);
+    marks_after (d->marks, offset, len);
     lost = d->marks->persistent && atomic_load (&d->store_failed);
     trust_write_ended (d->trust, token / 2);
     if (r == 0 && len > 0)

@@ -295,8 +295,8 @@ finish_plan (struct plan *p, struct error *err)
   bool persistent = false;
 
   p->bitmaps = calloc (p->nr + 1, sizeof p->bitmaps[0]);
-  p->marks = malloc (sizeof *p->marks + most * sizeof p->marks->map[0]);
-  p->marks_after = malloc (sizeof *p->marks + most * sizeof p->marks->map[0]);
+  p->marks = marks_new (most);
+  p->marks_after = marks_new (most);
   if (!p->bitmaps || !p->marks || !p->marks_after)
     return error_set (err, ENOMEM, "%m");
   /* Companions first: a bit that bitmap_retain finds in the bitmap alone was
@@ -308,6 +308,8 @@ finish_plan (struct plan *p, struct error *err)
   for (size_t i = 0; i < p->nr; i++)
     if (p->list[i].successor && p->list[i].recording)
       p->marks->map[companions + n++] = p->list[i].successor;
+  p->marks->again = companions + n > 0;
+  p->marks_after->again = n > 0;
   for (size_t i = 0; i < p->nr; i++) {
     struct planned *b = &p->list[i];
 

@@ -207,6 +207,47 @@ test_what_is_marked (void **state)
   close_ok (d);
 }
 
+/* What was marked once is known, and is marked again nevertheless where its
+ * bit is gone: after a clear, or because its page was lost.
+ */
+static void
+test_known_marks (void **state)
+{
+  struct drive *d = open_ok ("known", DISK_SIZE, false);
+  struct bitmap *fine, *coarse;
+
+  add_bitmap (d, "fine", 4096, true, false);
+  add_bitmap (d, "coarse", 65536, true, false);
+  fine = bits_of (d, "fine");
+  coarse = bits_of (d, "coarse");
+  for (int i = 0; i < 3; i++)
+    assert_int_equal (change (d, TAP_WRITE), 0);
+  assert_true (bitmap_test (fine, AT) && bitmap_test (coarse, AT));
+
+  assert_int_equal (transact (d, BITMAP_CLEAR, "coarse"), 0);
+  assert_int_equal (bitmap_count_bits (coarse), 0);
+  for (int i = 0; i < 2; i++)
+    assert_int_equal (change (d, TAP_WRITE), 0);
+  assert_true (bitmap_test (fine, AT) && bitmap_test (coarse, AT));
+
+  bitmap_clear_all (fine); /* nobody does that behind our back */
+  assert_int_equal (change (d, TAP_WRITE), 0);
+  assert_true (bitmap_test (fine, AT));
+  assert_true (bitmap_is_consistent (fine) && bitmap_is_consistent (coarse));
+
+  /* Another granule of the same slot, and a write across two. */
+  assert_int_equal (drive_zero (d, 8192, AT + 61440, 0), 0);
+  assert_true (bitmap_test (fine, AT + 61440));
+  assert_true (bitmap_test (fine, AT + 65536));
+  assert_true (bitmap_test (coarse, AT + 65536));
+
+  /* One that is new knows nothing of it. */
+  add_bitmap (d, "new", 65536, true, false);
+  assert_int_equal (change (d, TAP_WRITE), 0);
+  assert_true (bitmap_test (bits_of (d, "new"), AT));
+  close_ok (d);
+}
+
 /* ---- whose disk it is ---- */
 
 static void
@@ -408,6 +449,7 @@ main (void)
     TEST (test_lost_write),     TEST (test_lost_zero),
     TEST (test_lost_trim),      TEST (test_failed_requests),
     TEST (test_ship_drains),    TEST (test_what_is_marked),
+    TEST (test_known_marks),
     TEST (test_not_served),     TEST (test_forward),
     TEST (test_shutdown),       TEST (test_no_mirror),
     TEST (test_delay),
