@@ -150,7 +150,7 @@ make_persistent (struct drive *d, unsigned shift, struct error *err)
   nb = drive_new_bitmap (d, SHIP_MAP_NAME, shift, true, true, err);
   if (nb == NULL)
     return -1;
-  bitmap_set (nb->bits, 0, d->size);
+  bitmap_set_alone (nb->bits, 0, d->size);
   d->unheld = nb;
   if (qcow2_sync (d->store, err) == 0 && drive_write_list (d, err) == 0)
     return 0;

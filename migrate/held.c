@@ -10,10 +10,12 @@
 #include "ship-map.h"
 
 /* That many runs are cleared under one note, as long as they lie within that
- * many bytes: should we be killed in that moment, all of it is sent again.
+ * many bytes, or within that part of a large disk: should we be killed in that
+ * moment, all of it is sent again.
  */
 #define MAX_RUNS 256
 #define MAX_SPAN (UINT64_C (256) << 20)
+#define MAX_PART 4096
 
 void
 held_flushing (struct shipment *s)
@@ -76,15 +78,17 @@ clear_run (struct shipment *s, const struct range *run)
 static size_t
 collect (const struct shipment *s, uint64_t *at, struct range *runs)
 {
-  uint64_t size = s->drive->size;
+  const uint64_t size = s->drive->size;
+  const uint64_t span = size / MAX_PART > MAX_SPAN ? size / MAX_PART
+                                                   : MAX_SPAN;
   size_t n = 0;
 
   while (n < MAX_RUNS &&
          bitmap_next_dirty (s->flushing, *at, size, &runs[n])) {
-    if (n > 0 && runs[n].start - runs[0].start > MAX_SPAN)
+    if (n > 0 && runs[n].start - runs[0].start > span)
       break;
-    if (runs[n].end - runs[0].start > MAX_SPAN)
-      runs[n].end = runs[0].start + MAX_SPAN;
+    if (runs[n].end - runs[0].start > span)
+      runs[n].end = runs[0].start + span;
     *at = runs[n++].end;
   }
   return n;
@@ -123,7 +127,7 @@ held_flushed (struct shipment *s)
     held = clear_flushed (s);
     pthread_mutex_unlock (&s->drive->control);
   }
-  bitmap_clear_all (s->flushing);
+  bitmap_clear_alone (s->flushing, 0, s->drive->size);
   return held;
 }
 
@@ -133,9 +137,9 @@ held_lost (struct shipment *s)
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&s->drive->control);
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&s->lock);
 
-  bitmap_clear_all (s->in_flight);
-  bitmap_clear_all (s->acked);
-  bitmap_clear_all (s->flushing);
+  bitmap_clear_alone (s->in_flight, 0, s->drive->size);
+  bitmap_clear_alone (s->acked, 0, s->drive->size);
+  bitmap_clear_alone (s->flushing, 0, s->drive->size);
   if (s->drive->unheld && s->drive->unheld->bits)
     bitmap_merge (s->ship, s->drive->unheld->bits);
   else

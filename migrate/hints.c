@@ -111,7 +111,7 @@ leave_out (struct shipment *s)
   pthread_mutex_lock (&s->lock);
   for (uint64_t at = 0; bitmap_next_clean (s->ship, at, size, &run);
        at = run.end)
-    bitmap_set (s->acked, run.start, run.end - run.start);
+    bitmap_set_alone (s->acked, run.start, run.end - run.start);
   pthread_mutex_unlock (&s->lock);
   held_flushing (s);
   held_flushed (s);

@@ -75,7 +75,7 @@ shipment_destroy (struct shipment *s)
 void
 shipment_mark_all (struct shipment *s)
 {
-  bitmap_set (s->ship, 0, s->drive->size);
+  bitmap_set_alone (s->ship, 0, s->drive->size);
 }
 
 void
@@ -108,8 +108,8 @@ shipment_acked (struct shipment *s, const struct buffer *b)
   for (size_t i = 0; i < b->covers.nr; i++) {
     const struct range *r = &b->covers.v[i];
 
-    bitmap_set (s->acked, r->start, r->end - r->start);
-    bitmap_clear (s->in_flight, r->start, r->end - r->start);
+    bitmap_set_alone (s->acked, r->start, r->end - r->start);
+    bitmap_clear_alone (s->in_flight, r->start, r->end - r->start);
   }
 }
 
@@ -178,7 +178,7 @@ shipment_take (struct shipment *s, uint64_t *cursor, uint64_t limit,
     if (guess_end (s, run, room, err) == -1)
       return -1;
     bitmap_clear (s->ship, run->start, run->end - run->start);
-    bitmap_set (s->in_flight, run->start, run->end - run->start);
+    bitmap_set_alone (s->in_flight, run->start, run->end - run->start);
     *cursor = run->end;
     *data = s->data;
     return 1;
@@ -193,5 +193,5 @@ shipment_put_back (struct shipment *s, uint64_t start, uint64_t end)
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&s->lock);
 
   bitmap_set (s->ship, start, end - start);
-  bitmap_clear (s->in_flight, start, end - start);
+  bitmap_clear_alone (s->in_flight, start, end - start);
 }
