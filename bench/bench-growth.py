@@ -7,8 +7,6 @@ rate at which a client writes; and how those of an incremental backup grow with
 the granularity of its bitmap.  Over TCP on loopback, each kind in turn.
 """
 
-import nbd
-
 from ferrybench import *
 
 PARTS = "size,channels,granularity,rate"
@@ -18,6 +16,7 @@ a = options(__doc__, rounds=(5, 1), data=(1024, 32), parts=(PARTS,) * 2,
             channels=("1,2,4,8,16", "1,4"),
             granularities_kib=("4,16,64,256,1024,4096", "4,64,1024"),
             rates=("0,1000,2000,5000,10000,20000", "0,2000"))
+nbd = need_nbd()
 RUN = MiB  # the data is in runs of that
 runs = a.data * MiB // RUN
 

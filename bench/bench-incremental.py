@@ -8,12 +8,11 @@ over both; and the limit, one thread that reads and writes the same ranges
 without any daemon.  In turn.
 """
 
-import nbd
-
 from ferrybench import *
 
 a = options(__doc__, rounds=(5, 1), size_gib=(64, 4), percent=(1.0, 1.0),
             granularity_kib=(64, 64), links=("tcp,unix",) * 2, tools=("", ""))
+nbd = need_nbd()
 size, gran = a.size_gib * GiB, a.granularity_kib << 10
 dirty = sorted(random.Random(7).sample(
     range(size // gran), int(size // gran * a.percent / 100)))

@@ -59,8 +59,9 @@ def options(doc, **what):
     for name, (long, short) in what.items():
         ap.add_argument("--" + name.replace("_", "-"), type=type(long),
                         metavar="N" if type(long) is not str else "A,B,...",
-                        help="%s; %s with --short"
-                             % (long or "''", short or "''"))
+                        help=("%s; %s with --short"
+                              % (long or "''", short or "''")).replace(
+                                  "%", "%%"))
     global _a
     _a = ap.parse_args()
     for name, (long, short) in what.items():
@@ -70,6 +71,16 @@ def options(doc, **what):
     if not QEMU:
         print("(no rows of QEMU: qemu-storage-daemon is not installed)")
     return _a
+
+
+def need_nbd():
+    """libnbd's Python module."""
+    try:
+        import nbd
+    except ImportError:
+        print("skipped: libnbd has no module for this Python")
+        sys.exit(0)
+    return nbd
 
 
 def need(*tools):
