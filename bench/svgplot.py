@@ -13,7 +13,7 @@ from xml.sax.saxutils import escape
 
 COLOURS = ["#1f5fa8", "#c8501e", "#2e8b57", "#7a4fa3", "#8a6d1a"]
 MARKS = ["circle", "square", "diamond", "circle", "square"]
-WIDTH, HEIGHT = 430, 300  # of a panel
+WIDTH, HEIGHT = 500, 300  # of a panel
 LEFT, RIGHT, TOP, BOTTOM = 64, 16, 62, 54
 
 
@@ -89,7 +89,7 @@ def panel(p, at):
             out.append(mark(kind, px(v), py(m), colour))
         out.append(mark(kind, x + 5, 38, colour))
         out.append(text(x + 13, 42, name, "start"))
-        x += 30 + 6.1 * len(name)
+        x += 24 + 5.8 * len(name)
     return "\n".join(out + ["</g>"])
 
 
