@@ -115,27 +115,30 @@ def wait_for(condition, what, timeout=20):
 
 
 class Daemon:
-    """A process that serves NBD; .uri ("export"), .cpu () in seconds."""
+    """A process that serves NBD; .uri ("export"), .cpu () in seconds.
+    'prefix' runs it, such as in a network namespace that has 'host'.
+    """
 
-    def __init__(self, name, argv, kind="unix"):
+    def __init__(self, name, argv, kind="unix", prefix=(), host="127.0.0.1"):
         self.port = free_port() if kind == "tcp" else None
+        self.host = host
         self.socket = path(name + ".sock")
         pid = path(name + ".pid")
         for f in (pid, self.socket):
             if os.path.exists(f):
                 os.unlink(f)
-        where = ["-i", "127.0.0.1", "-p", str(self.port)] if self.port \
+        where = ["-i", host, "-p", str(self.port)] if self.port \
             else ["-U", self.socket]
         with open(path(name + ".log"), "wb") as log:
             self.process = subprocess.Popen(
-                ["nbdkit", "-f", "-P", pid, *where, *argv],
+                [*prefix, "nbdkit", "-f", "-P", pid, *where, *argv],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         keep(self)
         wait_for(lambda: os.path.exists(pid) and os.path.getsize(pid), name)
 
     def uri(self, export=""):
         if self.port:
-            return "nbd://127.0.0.1:%d/%s" % (self.port, export)
+            return "nbd://%s:%d/%s" % (self.host, self.port, export)
         return "nbd+unix:///%s?socket=%s" % (export, self.socket)
 
     def cpu(self):
@@ -204,7 +207,7 @@ class QMP:
 class Qemu:
     """qemu-storage-daemon with a raw file as its node d0, exported as ""."""
 
-    def __init__(self, name, disk):
+    def __init__(self, name, disk, prefix=()):
         self.socket = path(name + ".sock")
         node = {"driver": "raw", "node-name": "d0",
                 "file": {"driver": "file", "filename": disk}}
@@ -212,7 +215,7 @@ class Qemu:
             if os.path.exists(f):
                 os.unlink(f)
         self.process = subprocess.Popen(
-            ["qemu-storage-daemon", "--blockdev", json.dumps(node),
+            [*prefix, "qemu-storage-daemon", "--blockdev", json.dumps(node),
              "--nbd-server", "addr.type=unix,addr.path=" + self.socket,
              "--export", "type=nbd,id=e0,node-name=d0,name=,writable=on",
              "--chardev", "socket,id=c,server=on,wait=off,path=" +
@@ -231,7 +234,7 @@ class Qemu:
 def server_address(daemon):
     """As QEMU's nbd driver wants it."""
     if daemon.port:
-        return {"type": "inet", "host": "127.0.0.1", "port": str(daemon.port)}
+        return {"type": "inet", "host": daemon.host, "port": str(daemon.port)}
     return {"type": "unix", "path": daemon.socket}
 
 
