@@ -16,7 +16,18 @@ struct client {
   uint64_t connect_deadline; /* ns, of the negotiation; 0: none */
   bool given_up;
   bool in_pieces; /* so is what answers the request that is under way */
+  char *export; /* to be chosen by client_open */
 };
+
+/* Begin to connect: the server's address is known.  'simple': of the export
+ * no more will be asked than reads, writes and flushes.  Then, as far as the
+ * choice of the export.
+ */
+struct client *client_start (const char *uri, const char *context,
+                             bool simple, const struct stop *stop,
+                             unsigned timeout_ms, struct error *err);
+int client_greet (struct client *c, const char *uri, const char *export,
+                  struct error *err);
 
 /* Connect as far as the choice of the export, or farther if the server is too
  * old for that; 'context' is asked for (NULL: none).

@@ -199,9 +199,8 @@ prepare_handle (struct client *c, const char *context, struct error *err)
 }
 
 struct client *
-client_negotiate (const char *uri, const char *export, const char *context,
-                  const struct stop *stop, unsigned timeout_ms,
-                  struct error *err)
+client_start (const char *uri, const char *context, bool simple,
+              const struct stop *stop, unsigned timeout_ms, struct error *err)
 {
   struct client *c = calloc (1, sizeof *c);
 
@@ -213,17 +212,11 @@ client_negotiate (const char *uri, const char *export, const char *context,
   c->connect_deadline = deadline_in (timeout_ms);
   if (prepare_handle (c, context, err) == -1)
     goto fail;
+  if (simple)
+    nbd_set_request_structured_replies (c->nbd, false);
   if (nbd_aio_connect_uri (c->nbd, uri) == -1) {
     error_set (err, nbd_errno (), "connect to %s: %s", uri,
                nbd_get_error ());
-    goto fail;
-  }
-  if (client_drive_until (c, negotiating_or_more, c->connect_deadline, uri,
-                          err) == -1)
-    goto fail;
-  if (nbd_aio_is_negotiating (c->nbd) && export &&
-      nbd_set_export_name (c->nbd, export) == -1) {
-    error_set (err, nbd_errno (), "%s: %s", uri, nbd_get_error ());
     goto fail;
   }
   return c;
@@ -231,6 +224,33 @@ client_negotiate (const char *uri, const char *export, const char *context,
  fail:
   client_close (c);
   return NULL;
+}
+
+int
+client_greet (struct client *c, const char *uri, const char *export,
+              struct error *err)
+{
+  if (client_drive_until (c, negotiating_or_more, c->connect_deadline, uri,
+                          err) == -1)
+    return -1;
+  if (nbd_aio_is_negotiating (c->nbd) && export &&
+      nbd_set_export_name (c->nbd, export) == -1)
+    return error_set (err, nbd_errno (), "%s: %s", uri, nbd_get_error ());
+  return 0;
+}
+
+struct client *
+client_negotiate (const char *uri, const char *export, const char *context,
+                  const struct stop *stop, unsigned timeout_ms,
+                  struct error *err)
+{
+  struct client *c = client_start (uri, context, false, stop, timeout_ms, err);
+
+  if (c && client_greet (c, uri, export, err) == -1) {
+    client_close (c);
+    c = NULL;
+  }
+  return c;
 }
 
 int
@@ -287,6 +307,7 @@ client_close (struct client *c)
       client_hang_up (nbd_aio_get_fd (c->nbd));
     nbd_close (c->nbd);
   }
+  free (c->export);
   free (c);
 }
 
@@ -556,87 +577,4 @@ client_extents (struct client *c, uint64_t offset, uint64_t end,
   if (client_extents_ask (c, &q, offset, end, found, opaque) == -1)
     return -1;
   return client_extents_answer (c, &q, next);
-}
-
-/* The URI's export as it is written there: from *start, 'len' bytes. */
-static int
-find_export (const char *uri, const char **start, size_t *len,
-             struct error *err)
-{
-  const char *authority = strstr (uri, "://");
-  const char *end;
-
-  if (authority == NULL || strncmp (uri, "nbd", 3) != 0)
-    return error_set (err, EINVAL, "'%s' is not an NBD URI, such as "
-                      "nbd://host/disk or nbd+unix:///disk?socket=PATH", uri);
-  *start = authority + 3 + strcspn (authority + 3, "/?#");
-  end = *start + strcspn (*start, "?#");
-  *len = end - *start;
-  return 0;
-}
-
-char *
-client_uri_export (const char *uri, struct error *err)
-{
-  const char *from;
-  char *name, *to;
-  size_t len;
-
-  if (find_export (uri, &from, &len, err) == -1)
-    return NULL;
-  if (len > 0) { /* the slash */
-    from++;
-    len--;
-  }
-  name = to = malloc (len + 1);
-  if (name == NULL) {
-    error_set (err, ENOMEM, "%m");
-    return NULL;
-  }
-  while (len > 0) {
-    unsigned v;
-
-    if (*from == '%' && len >= 3 && sscanf (from + 1, "%2x", &v) == 1 &&
-        v != 0) {
-      *to++ = v;
-      from += 3;
-      len -= 3;
-    }
-    else {
-      *to++ = *from++;
-      len--;
-    }
-  }
-  *to = '\0';
-  return name;
-}
-
-char *
-client_uri_with_export (const char *uri, const char *export,
-                        struct error *err)
-{
-  static const char plain[] = "abcdefghijklmnopqrstuvwxyz"
-                              "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-                              "0123456789-._~@/:";
-  const char *old;
-  size_t len;
-  char *r, *to;
-
-  if (find_export (uri, &old, &len, err) == -1)
-    return NULL;
-  r = malloc (strlen (uri) + 1 + 3 * strlen (export) + 1);
-  if (r == NULL) {
-    error_set (err, ENOMEM, "%m");
-    return NULL;
-  }
-  to = mempcpy (r, uri, old - uri);
-  *to++ = '/';
-  for (; *export; export++) {
-    if (strchr (plain, *export))
-      *to++ = *export;
-    else
-      to += sprintf (to, "%%%02X", (unsigned char) *export);
-  }
-  strcpy (to, old + len);
-  return r;
 }

@@ -45,6 +45,26 @@ void client_close (struct client *c); /* says good-bye if it still can */
  */
 void client_notice_silence (struct client *c);
 
+/* The same in steps, for an export of which no more is asked than reads, writes
+ * and flushes: that is two round trips less.  After the first the server's name
+ * is resolved, after the second the other side is reached, after the third an
+ * NBD server has answered; the fourth takes one more round trip, and the export
+ * can be used.  The timeout is for all together.
+ */
+struct client *client_begin (const char *uri, const char *export,
+                             const struct stop *stop, unsigned timeout_ms,
+                             struct error *err);
+int client_reach (struct client *c, const char *uri, struct error *err);
+int client_hear (struct client *c, const char *uri, struct error *err);
+int client_open (struct client *c, const char *uri, struct error *err);
+
+/* Is that the export that was named at first? */
+bool client_is_for (const struct client *c, const char *export);
+
+/* The server did not give that export: ask for another one. */
+int client_reopen (struct client *c, const char *uri, const char *export,
+                   struct error *err);
+
 /* Is the connection lost?  If not, an error was the server's answer. */
 bool client_is_dead (const struct client *c);
 
