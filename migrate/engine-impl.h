@@ -8,6 +8,7 @@
 
 #include "engine.h"
 #include "pacer.h"
+#include "room.h"
 
 struct channel {
   struct engine *engine;
@@ -52,12 +53,9 @@ struct engine {
   bool urgent_last;       /* the last one that was sent was urgent */
   uint64_t urgent_at;     /* ns: when one was wanted last; 0: never */
   uint64_t next_number;
-  uint64_t rtt;            /* ns; 0: not known */
+  struct room room;        /* how much goes into a packet */
   struct engine_work work; /* since the start, but for what goes on now */
   struct engine_work seen; /* when the rate was measured last */
-  uint64_t rate;           /* bytes a second, then; 0: not known.  It falls
-                              slowly: packets may have been small, not the
-                              link slow */
   unsigned on_wire;        /* packets */
   uint64_t busy_since;     /* ns, while on_wire > 0 */
   uint64_t deadline;  /* ns, of what is sent from now on; 0: none */

@@ -24,6 +24,8 @@ make_buffers (struct engine *e, struct error *err)
                 e->opt.sections;
 
   e->nr_buffers = e->opt.producers + e->opt.channels;
+  e->room.channels = e->opt.channels;
+  e->room.buffers = e->nr_buffers;
   e->buffers = calloc (e->nr_buffers, sizeof e->buffers[0]);
   e->empty = calloc (e->nr_buffers, sizeof e->empty[0]);
   e->ordinary.ring = calloc (e->nr_buffers, sizeof e->empty[0]);

@@ -10,19 +10,15 @@
 #include "clock.h"
 #include "engine-impl.h"
 
-/* A packet holds at least one chunk. */
-#define MIN_ROOM 4096
-
-/* Bytes that say how fast the link is. */
+/* Bytes that say how fast the link is, and how many round trips they must have
+ * taken: acknowledgements come in bursts.
+ */
 #define RATE_SAMPLE (4 << 20)
+#define RATE_TRIPS  4
 #define RATE_DECAY  32
 
-/* So long after an urgent packet others are kept small, so that the next one
- * waits about that long; but not smaller than that.
- */
-#define URGENT_PERIOD   NS_PER_S
-#define URGENT_WAIT     (10 * NS_PER_MS)
-#define MIN_URGENT_ROOM (64 << 10)
+/* So long after an urgent packet others are kept small. */
+#define URGENT_PERIOD NS_PER_S
 
 /* ---- errors ---- */
 
@@ -104,11 +100,13 @@ end_sending (struct engine *e, size_t len)
   if (e->work.bytes - e->seen.bytes < RATE_SAMPLE)
     return;
   count_busy (e, &w);
+  if (w.busy_ns - e->seen.busy_ns < RATE_TRIPS * e->room.rtt)
+    return;
   rate = (double) (w.bytes - e->seen.bytes) * NS_PER_S /
          (w.busy_ns - e->seen.busy_ns + 1);
-  e->rate -= e->rate / RATE_DECAY;
-  if (rate > e->rate)
-    e->rate = rate;
+  e->room.rate -= e->room.rate / RATE_DECAY;
+  if (rate > e->room.rate)
+    e->room.rate = rate;
   e->seen = w;
 }
 
@@ -181,30 +179,13 @@ is_urgent_time (const struct engine *e)
   return e->urgent_at > 0 && now_ns () - e->urgent_at < URGENT_PERIOD;
 }
 
-/* Without a limit, what fills the link, with one packet on each channel: while
- * one is being answered the others must keep it busy.  No more than that if
- * urgent ones have to wait behind it.  Lock held.
- */
+/* Lock held. */
 static size_t
 choose_room (struct engine *e)
 {
-  unsigned others = e->opt.channels > 1 ? e->opt.channels - 1 : 1;
-  double fills = (double) e->rate * e->rtt / NS_PER_S * 3 / 2 / others;
-  size_t room = ENGINE_PAYLOAD;
-  size_t piece = pacer_piece (&e->pacer, e->rtt, e->opt.channels);
+  size_t piece = pacer_piece (&e->pacer, e->room.rtt, e->opt.channels);
 
-  if (e->rate > 0 && is_urgent_time (e)) {
-    room = (double) e->rate * (e->rtt + URGENT_WAIT) / NS_PER_S / others;
-    if (room > ENGINE_PAYLOAD)
-      room = ENGINE_PAYLOAD;
-    if (room < MIN_URGENT_ROOM)
-      room = MIN_URGENT_ROOM;
-  }
-  if (fills > room)
-    room = fills < ENGINE_PAYLOAD_MAX ? fills : ENGINE_PAYLOAD_MAX;
-  if (room > piece)
-    room = piece;
-  return room < MIN_ROOM ? MIN_ROOM : room & ~(size_t) (MIN_ROOM - 1);
+  return room_choose (&e->room, is_urgent_time (e), piece, now_ns ());
 }
 
 /* Lock held. */
@@ -428,6 +409,14 @@ drain (struct engine *e, bool all, struct error *err)
   return -1;
 }
 
+bool
+engine_is_idle (struct engine *e)
+{
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&e->lock);
+
+  return is_idle (&e->ordinary);
+}
+
 int
 engine_drain (struct engine *e, struct error *err)
 {
@@ -438,6 +427,14 @@ int
 engine_drain_ordinary (struct engine *e, struct error *err)
 {
   return drain (e, false, err);
+}
+
+void
+engine_expect (struct engine *e, uint64_t left)
+{
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&e->lock);
+
+  e->room.left = left;
 }
 
 void
@@ -476,5 +473,5 @@ engine_set_round_trip (struct engine *e, uint64_t rtt)
 {
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&e->lock);
 
-  e->rtt = rtt;
+  e->room.rtt = rtt;
 }

@@ -93,6 +93,9 @@ void engine_free (struct engine *e);
  * of the others.
  */
 struct buffer *engine_get (struct engine *e);
+
+/* So many bytes are left for ordinary packets, about. */
+void engine_expect (struct engine *e, uint64_t left);
 struct buffer *engine_get_urgent (struct engine *e);
 void engine_put (struct engine *e, struct buffer *b);    /* to be sent */
 void engine_return (struct engine *e, struct buffer *b); /* was not filled */
@@ -107,6 +110,9 @@ int engine_run (struct engine *e, struct error *err);
  */
 int engine_drain (struct engine *e, struct error *err);
 int engine_drain_ordinary (struct engine *e, struct error *err);
+
+/* Is nothing but what is urgent under way? */
+bool engine_is_idle (struct engine *e);
 
 /* Record an error (the first counts) and stop everything. */
 void engine_fail (struct engine *e, const struct error *why);
@@ -141,7 +147,9 @@ int64_t engine_round_trip (struct client *c);
 
 /* Is that a destination of ours, and of our version?  To be asked once of each
  * new connection, before the first packet: another server might take any
- * write, and so acknowledge what it does not understand.
+ * write, and so acknowledge what it does not understand.  1: its description
+ * says so, which takes no time; 0: its status block, which is to be asked about
+ * the session as well, once there is one; -1: no.
  */
 int check_destination (struct client *c, struct error *err);
 

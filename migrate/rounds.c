@@ -26,6 +26,8 @@ outgoing_fill (void *opaque, unsigned worker, struct buffer *b,
   struct outgoing *o = opaque;
   int r = 0;
 
+  /* For the packets to come. */
+  engine_expect (o->engine, outgoing_dirty (o));
   for (size_t i = 0; i < o->nr && r == 0; i++)
     r = shipment_fill (&o->shipments[i], b, o->params.compression,
                        &o->compressors[worker], err);

@@ -1,0 +1,38 @@
+/* nbdferry - how much should go into a packet
+ * SPDX-License-Identifier: BSD-3-Clause
+ *
+ * One packet is under way on each channel.  While one is being answered the
+ * others must keep the link busy; on a short one, a megabyte is enough for that.
+ *
+ * Where round trips are long, TCP shares the link among all channels, and the
+ * share of one that waits for its answer is not soon given to others.  So
+ * packets are several times what would fill it.  How fast it is shows only when
+ * TCP has found out: for the first second a fast one is assumed.  The first
+ * packets are of different sizes, or all channels would wait for their answers
+ * at once; the last ones are small, so that channels end together.
+ */
+#ifndef FERRY_ROOM_H
+#define FERRY_ROOM_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+/* The engine's, under its lock. */
+struct room {
+  unsigned channels, buffers; /* read-only */
+  uint64_t rate;     /* of the link, bytes a second; 0: not known.  It falls
+                        slowly: packets may have been small, not the link
+                        slow */
+  uint64_t rtt;      /* ns; 0: not known */
+  uint64_t left;     /* bytes that packets are still to be filled with, about */
+  uint64_t taken;    /* buffers, to be filled */
+  uint64_t first_ns; /* when the first one was; 0: not yet */
+};
+
+/* Bytes for the next packet.  'urgent': somebody may have to wait behind it;
+ * 'piece': no more than that (pacer.h).
+ */
+size_t room_choose (struct room *r, bool urgent, size_t piece, uint64_t now);
+
+#endif /* FERRY_ROOM_H */
