@@ -128,7 +128,7 @@ get_params (json_t *o, struct migrate_params *p, struct error *err)
       get_number (o, "multifd-zlib-level", &zlib, err) == -1 ||
       get_number (o, "multifd-zstd-level", &zstd, err) == -1)
     return -1;
-  if (channels < 1 || channels > MIGRATE_MAX_CHANNELS || zlib > 9 ||
+  if (channels > MIGRATE_MAX_CHANNELS || zlib > 9 ||
       zstd > 20 ||
       (compression &&
        migrate_compression_parse (compression, &p->compression) == -1) ||

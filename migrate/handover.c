@@ -163,7 +163,7 @@ cancel_attempt (struct outgoing *o)
 
     /* In this process it is enough that it grows. */
     outgoing_next_epoch (o, NULL);
-    c = outgoing_open_channel (o, 0, &o->quit, CANCEL_TIMEOUT_MS, NULL);
+    c = outgoing_open_channel (o, &o->quit, CANCEL_TIMEOUT_MS, NULL);
     if (c == NULL)
       return -1;
     client_close (o->control);

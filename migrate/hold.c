@@ -3,9 +3,9 @@
  *
  * The hold lasts as long as it takes to send what is left, and beside that a
  * fixed time: PREPARE and COMMIT (a round trip each, and syncs at the
- * destination), the record here (a sync), and the connection over which
- * clients are forwarded.  What is left is bounded by the downtime limit; the
- * fixed time is measured beforehand, and shown, but no reason not to finish.
+ * destination), and the record here (a sync).  What is left is bounded by the
+ * downtime limit; the fixed time is measured beforehand, and shown, but no
+ * reason not to finish.
  *
  *   rate of the link   bytes that were acknowledged, by the time in which any
  *                      were under way, less one round trip for each time that
@@ -29,6 +29,9 @@
  */
 #define SYNCS 5
 
+/* Round trips so long count. */
+#define FAR (5 * NS_PER_MS)
+
 /* A flush that took long is followed by another, but not for ever. */
 #define MAX_FLUSHES 4
 
@@ -44,19 +47,27 @@ learn_round_trip (struct outgoing *o, uint64_t ns)
 }
 
 void
-hold_connected (struct outgoing *o, uint64_t ns)
+hold_connected (struct outgoing *o, uint64_t round_trip)
 {
-  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&o->lock);
+  pthread_mutex_lock (&o->lock);
+  o->cost.work = (struct engine_work){ 0 }; /* the engine is a new one */
+  pthread_mutex_unlock (&o->lock);
+  learn_round_trip (o, round_trip);
+}
 
-  o->cost.connect = ns;
-  o->cost.work = (struct engine_work){ 0 }; /* of the engine to come */
+/* Round trips of that length are saved where others do for them. */
+static bool
+is_far (const struct outgoing *o)
+{
+  return o->cost.rtt >= FAR;
 }
 
 int
 hold_measure_link (struct outgoing *o, struct error *err)
 {
   struct engine_work w, *last = &o->cost.work;
-  int64_t rtt = engine_round_trip (o->control);
+  int64_t rtt = is_far (o) ? (int64_t) o->cost.flush
+                           : engine_round_trip (o->control);
   uint64_t bytes, ns, waits;
 
   if (rtt == -1)
@@ -107,10 +118,32 @@ flush_was_long (struct outgoing *o)
 }
 
 int
+hold_flush_ahead (struct outgoing *o, struct error *err)
+{
+  struct outgoing_cost *c = &o->cost;
+
+  c->ahead = false;
+  if (!is_far (o))
+    return 0;
+  if (flush (o, err) == -1)
+    return -1;
+  /* If all that had come before took little time, or packets that were sent
+   * before it are still on their way, what comes now will not take more.
+   */
+  pthread_mutex_lock (&o->lock);
+  c->ahead = c->flush < c->rtt + o->params.downtime_limit * NS_PER_MS ||
+             !engine_is_idle (o->engine);
+  pthread_mutex_unlock (&o->lock);
+  return 0;
+}
+
+int
 hold_flush (struct outgoing *o, struct error *err)
 {
   bool known = o->cost.best_flush > 0;
 
+  if (o->cost.ahead)
+    return 0;
   if (flush (o, err) == -1)
     return -1;
   /* The first one had much to write.  What one costs that has nothing to do,
@@ -132,7 +165,7 @@ hold_fixed_cost (const struct outgoing *o)
 
   if (c->seen)
     return c->seen;
-  return 2 * c->rtt + o->nr * SYNCS * sync + c->connect;
+  return 2 * c->rtt + o->nr * SYNCS * sync;
 }
 
 uint64_t

@@ -279,23 +279,6 @@ begin_session (struct incoming *in, const struct uuid *id, json_t *disks,
   return NULL;
 }
 
-/* The session with that id, with a reference, if it is here. */
-static struct session *
-find_session (struct incoming *in, const struct uuid *id)
-{
-  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&in->lock);
-
-  for (size_t i = 0; i < in->nr; i++) {
-    struct session *s = in->drives[i].session;
-
-    if (s && uuid_equal (&s->id, id)) {
-      s->refs++;
-      return s;
-    }
-  }
-  return NULL;
-}
-
 /* The source's disk may have grown while its server was down. */
 static int
 check_sizes (const struct session *s, json_t *disks, struct error *err)
@@ -311,6 +294,23 @@ check_sizes (const struct session *s, json_t *disks, struct error *err)
   return 0;
 }
 
+/* What LIST would bring. */
+static int
+take_lists (struct incoming *in, struct session *s, json_t *disks,
+            struct error *err)
+{
+  struct packet_header h = { .disk = 0 };
+
+  for (; h.disk < s->nr; h.disk++) {
+    json_t *disk = json_array_get (disks, h.disk);
+
+    if (json_object_get (disk, "bitmaps") &&
+        incoming_list (in, s, &h, disk, err) == -1)
+      return -1;
+  }
+  return 0;
+}
+
 int
 incoming_hello (struct incoming_channel *ch, const struct packet_header *h,
                 json_t *body, struct error *err)
@@ -321,7 +321,7 @@ incoming_hello (struct incoming_channel *ch, const struct packet_header *h,
 
   if (!json_is_array (disks) || h->epoch == SESSION_CLOSED)
     return incoming_malformed ("HELLO", err);
-  s = find_session (ch->in, &h->session);
+  s = incoming_session (ch->in, &h->session);
   if (s == NULL) {
     s = begin_session (ch->in, &h->session, disks, resume, err);
     if (s == NULL)
@@ -338,6 +338,10 @@ incoming_hello (struct incoming_channel *ch, const struct packet_header *h,
   /* It was prepared, but the source has not let go: it would not ask. */
   if (resume && (check_sizes (s, disks, err) == -1 ||
                  incoming_unprepare (s, err) == -1)) {
+    session_unref (ch->in, s);
+    return -1;
+  }
+  if (take_lists (ch->in, s, disks, err) == -1) {
     session_unref (ch->in, s);
     return -1;
   }

@@ -56,6 +56,8 @@ struct incoming_channel {
 
 struct incoming_drive *incoming_find (struct incoming *in, const char *name);
 struct session *session_ref (struct incoming *in, struct session *s);
+/* That which has that id, with a reference, if it has a drive; or NULL. */
+struct session *incoming_session (struct incoming *in, const struct uuid *id);
 void session_unref (struct incoming *in, struct session *s);
 
 /* incoming-data.c: a DATA packet for one of the session's drives. */

@@ -86,6 +86,30 @@ incoming_find (struct incoming *in, const char *name)
   return NULL;
 }
 
+/* The session of that id, if it has a drive.  in->lock held. */
+static struct session *
+living_session (struct incoming *in, const struct uuid *id)
+{
+  for (size_t i = 0; i < in->nr; i++) {
+    struct session *s = in->drives[i].session;
+
+    if (s && uuid_equal (&s->id, id))
+      return s;
+  }
+  return NULL;
+}
+
+struct session *
+incoming_session (struct incoming *in, const struct uuid *id)
+{
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&in->lock);
+  struct session *s = living_session (in, id);
+
+  if (s)
+    s->refs++;
+  return s;
+}
+
 struct session *
 session_ref (struct incoming *in, struct session *s)
 {
@@ -138,7 +162,10 @@ incoming_close (struct incoming_channel *ch)
   free (ch);
 }
 
-/* The channel's session, with a reference, if the packet belongs to it. */
+/* The channel's session, with a reference, if the packet belongs to it.  A
+ * channel that has said no HELLO is opened by the first packet with data: the
+ * session is there, and its fence is the same for all.
+ */
 static struct session *
 session_of (struct incoming_channel *ch, const struct packet_header *h,
             struct error *err)
@@ -146,6 +173,11 @@ session_of (struct incoming_channel *ch, const struct packet_header *h,
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&ch->in->lock);
   struct session *s = ch->session;
 
+  if (s == NULL && (h->type == PACKET_DATA || h->type == PACKET_BLOB)) {
+    s = ch->session = living_session (ch->in, &h->session);
+    if (s)
+      s->refs++;
+  }
   if (s == NULL || !uuid_equal (&s->id, &h->session)) {
     error_set (err, ESTALE, "packet of a session that this channel did not "
                "open with a handshake");
@@ -372,19 +404,34 @@ incoming_fence (struct incoming *in, struct drive *d)
   return &incoming_find (in, d->name)->forward;
 }
 
+bool
+incoming_is_from (struct drive *d, const struct uuid *session)
+{
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&d->control);
+
+  /* Also after it has moved on: then this side forwards in turn. */
+  return (d->mode == DRIVE_ACTIVE || d->mode == DRIVE_FORWARD) &&
+         d->journal && uuid_equal (&journal_get (d->journal)->origin, session);
+}
+
+/* Is it coming, with that session?  Then its source may connect already. */
+static bool
+is_coming (struct incoming *in, struct drive *d, const struct uuid *session)
+{
+  enum drive_mode mode = drive_get_mode (d);
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&in->lock);
+  const struct session *s = incoming_find (in, d->name)->session;
+
+  return s && uuid_equal (&s->id, session) &&
+         (mode == DRIVE_INCOMING || mode == DRIVE_PREPARED);
+}
+
 int
 incoming_forward (struct incoming *in, struct drive *d,
                   const struct uuid *session, uint64_t epoch,
                   struct error *err)
 {
-  bool ours;
-
-  pthread_mutex_lock (&d->control);
-  /* Also after it has moved on: then this side forwards in turn. */
-  ours = (d->mode == DRIVE_ACTIVE || d->mode == DRIVE_FORWARD) &&
-         d->journal && uuid_equal (&journal_get (d->journal)->origin, session);
-  pthread_mutex_unlock (&d->control);
-  if (!ours)
+  if (!incoming_is_from (d, session) && !is_coming (in, d, session))
     return error_set (err, EPERM, "disk '%s' was not handed over by that "
                       "session", d->name);
   if (fence_raise (incoming_fence (in, d), epoch) == -1)

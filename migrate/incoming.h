@@ -53,13 +53,17 @@ void incoming_set_mapping (struct incoming *in, json_t *mapping);
 
 /* ---- clients that are forwarded by the source after the handover ---- */
 
-/* May a connection of that session and epoch use the disk?  Raises the
- * drive's fence.  0, or -1.  Each of its requests is then between
- * fence_enter and fence_leave of incoming_fence.
+/* May a connection of that session and epoch be made?  Raises the drive's
+ * fence.  0, or -1.  It may be made while the disk is still coming; requests
+ * wait for nothing, but are to be refused until incoming_is_from.  Each is then
+ * between fence_enter and fence_leave of incoming_fence.
  */
 int incoming_forward (struct incoming *in, struct drive *d,
                       const struct uuid *session, uint64_t epoch,
                       struct error *err);
 struct fence *incoming_fence (struct incoming *in, struct drive *d);
+
+/* Was the disk handed over by that session, for good? */
+bool incoming_is_from (struct drive *d, const struct uuid *session);
 
 #endif /* FERRY_INCOMING_H */

@@ -66,8 +66,8 @@ compression_info (const struct migrate_compressed *c)
 static json_t *
 ferry_info (const struct migrate_info *i)
 {
-  return json_pack ("{s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:i, s:o, "
-                    "s:o}",
+  return json_pack ("{s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:i, s:i, "
+                    "s:o, s:o}",
                     "bitmap-bytes", (json_int_t) i->bitmap_bytes,
                     "throttle-us", (json_int_t) i->throttle_us,
                     "throttle-longest-us",
@@ -79,6 +79,7 @@ ferry_info (const struct migrate_info *i)
                     "round-trip-us", (json_int_t) i->round_trip_us,
                     "last-flush-us", (json_int_t) i->last_flush_us,
                     "pauses", (int) i->pauses,
+                    "channels", (int) i->channels,
                     "mirrored", mirror_info (&i->mirror),
                     "compression", compression_info (&i->compressed));
 }

@@ -34,8 +34,8 @@
 /* What the hold is made of (hold.c); ns, 0: not known. */
 struct outgoing_cost {
   uint64_t rtt;               /* the shortest round trip */
-  uint64_t connect;           /* of one connection */
   uint64_t flush, best_flush; /* of the destination: the last, the shortest */
+  bool ahead;                 /* the last one was short, and went ahead */
   uint64_t seen;              /* the fixed time of a hold, once there was one */
   struct engine_work work;    /* when the rate was measured last */
 };
@@ -70,6 +70,7 @@ struct outgoing {
   unsigned nr_compressors;
   struct packet_header h;  /* for control packets */
   struct flusher *flusher; /* also used by channels, while they run */
+  struct forwarding *forwarding;
   uint64_t epoch;          /* of this connection (w) */
   uint64_t attempt;        /* (w) */
   struct blobs *blobs;     /* or NULL */
@@ -139,22 +140,38 @@ int outgoing_sync_bitmaps (struct outgoing *o, struct error *err);
 
 /* ---- channels.c ---- */
 
-/* Open that many data channels, from number 1 on, all at once.  'clients' has
- * those that are open, also on error.
+/* The connections of a session, and the round trip as it was seen, ns. */
+struct channels {
+  struct client *control, *flushes;
+  struct client *data[MIGRATE_MAX_CHANNELS];
+  unsigned nr;
+  uint64_t round_trip;
+};
+
+/* Open them, all at once; those for control packets and for flushes say HELLO,
+ * the first with the bitmaps, unless the session goes on.
  */
-typedef struct client *(*channel_open) (struct outgoing *o, uint32_t number,
-                                        struct error *err);
-int outgoing_open_channels (struct outgoing *o, channel_open open,
-                            struct client **clients, unsigned nr,
-                            struct error *err);
+int outgoing_connect (struct outgoing *o, struct channels *c,
+                      struct error *err);
+void channels_close (struct channels *c);
+
+/* One more channel of this session, HELLO said. */
+struct client *outgoing_open_channel (struct outgoing *o,
+                                      const struct stop *stop,
+                                      unsigned timeout_ms, struct error *err);
 
 /* ---- hold.c ---- */
 
-/* The control channel was opened in that time, handshake and all, ns. */
-void hold_connected (struct outgoing *o, uint64_t ns);
+/* A connection was made, and the engine runs; its round trip, ns. */
+void hold_connected (struct outgoing *o, uint64_t round_trip);
 
 /* Between rounds: find out how fast the link is. */
 int hold_measure_link (struct outgoing *o, struct error *err);
+
+/* While the last packets of a round are on their way: on a long link a flush is
+ * sent behind them, rather than a round trip later.
+ */
+int hold_flush_ahead (struct outgoing *o, struct error *err);
 
 /* Have the destination write what it has cached, until a flush is short. */
 int hold_flush (struct outgoing *o, struct error *err);
@@ -185,6 +202,15 @@ int outgoing_use_hints (struct outgoing *o, struct error *err);
 uint64_t hints_clear (struct bitmap *ship, const struct bitmap *watch,
                       const struct bitmap *vacant, struct hints_fs *fs);
 
+/* ---- handover.c, too ---- */
+
+/* Wait before the next try, and say what is wrong, unless that was said; *wait
+ * is 0 at first.  False: it is the end.
+ */
+bool handover_try_again (uint64_t *wait, struct error *said,
+                         const struct error *now, const char *what,
+                         const struct stop *quit);
+
 /* ---- outgoing.c ---- */
 
 /* The leading thread, from beginning to end. */
@@ -194,11 +220,6 @@ void *outgoing_lead (void *o);
  * to send.
  */
 void outgoing_interrupt (struct outgoing *o);
-
-/* A new channel of this session, its handshake done. */
-struct client *outgoing_open_channel (struct outgoing *o, uint32_t number,
-                                      const struct stop *stop,
-                                      unsigned timeout_ms, struct error *err);
 
 /* One that a process before this one began.  'fresh': of that drive nothing is
  * known to be held.  Otherwise as outgoing_start.

@@ -26,77 +26,7 @@
 
 /* ---- setting up ---- */
 
-/* Only a migration that begins may take disks from another one: not one that
- * goes on, nor one that ends, and says so.
- */
-static json_t *
-hello_body (struct outgoing *o)
-{
-  json_t *disks = json_array ();
-
-  for (size_t i = 0; i < o->nr; i++) {
-    struct shipment *s = &o->shipments[i];
-    char lineage[UUID_TEXT];
-
-    uuid_format (&s->lineage, lineage);
-    json_array_append_new (
-      disks, json_pack ("{s:s, s:I, s:s, s:I}", "name", s->name, "size",
-                        (json_int_t) s->drive->size, "lineage", lineage,
-                        "generation", (json_int_t) s->generation));
-    if (o->params.overwrite)
-      json_object_set_new (json_array_get (disks, i), "overwrite",
-                           json_true ());
-  }
-  return json_pack ("{s:o, s:b}", "disks", disks, "resume",
-                    o->tracked || o->ending);
-}
-
-struct client *
-outgoing_open_channel (struct outgoing *o, uint32_t number,
-                       const struct stop *stop, unsigned timeout_ms,
-                       struct error *err)
-{
-  CLEANUP_FREE char *export = NULL;
-  json_auto_t *body = hello_body (o);
-  struct packet_header h = { .session = o->session,
-                             .epoch = o->epoch,
-                             .channel = number };
-  struct client *c;
-
-  if (body == NULL ||
-      asprintf (&export, "%s@incoming", o->shipments[0].name) == -1) {
-    export = NULL;
-    error_set (err, ENOMEM, "%m");
-    return NULL;
-  }
-  c = client_connect (o->uri, export, stop, timeout_ms, err);
-  if (c == NULL) {
-    error_prefix (err, "is it a server with incoming=on, with a disk '%s', and "
-                  "reached with TLS if it is on another host? (one of another "
-                  "kind gets a copy of the data with --data-only)",
-                  o->shipments[0].name);
-    return NULL;
-  }
-  client_notice_silence (c);
-  client_set_timeout (c, timeout_ms);
-  if (check_destination (c, err) == -1 ||
-      send_control (c, &h, PACKET_HELLO, body, err) == -1 ||
-      check_session (c, &o->session, err) == -1) {
-    outgoing_refused (o, c, PACKET_HELLO, err);
-    client_close (c);
-    return NULL;
-  }
-  client_set_timeout (c, 0);
-  return c;
-}
-
-static struct client *
-open_data_channel (struct outgoing *o, uint32_t number, struct error *err)
-{
-  return outgoing_open_channel (o, number, &o->cancel, CONNECT_TIMEOUT_MS,
-                                err);
-}
-
+/* Takes the channels of data. */
 static int
 make_compressors (struct outgoing *o, unsigned n)
 {
@@ -120,13 +50,11 @@ free_compressors (struct outgoing *o)
 }
 
 static int
-start_engine (struct outgoing *o, struct error *err)
+start_engine (struct outgoing *o, struct channels *c, struct error *err)
 {
-  unsigned n = o->params.channels;
-  CLEANUP_FREE struct client **clients = calloc (n, sizeof clients[0]);
   struct engine_options opt = {
     .producers = 2, /* the leading thread, and the mirror */
-    .channels = n,
+    .channels = c->nr,
     .session = o->session,
     .epoch = o->epoch,
     .stop = &o->cancel,
@@ -136,10 +64,8 @@ start_engine (struct outgoing *o, struct error *err)
   };
   size_t bitmaps = 0;
 
-  if (clients == NULL || make_compressors (o, n) == -1)
+  if (make_compressors (o, c->nr) == -1)
     return error_set (err, ENOMEM, "%m");
-  if (outgoing_open_channels (o, open_data_channel, clients, n, err) == -1)
-    goto out;
   for (size_t i = 0; i < o->nr; i++) {
     pthread_mutex_lock (&o->shipments[i].drive->list);
     if (o->shipments[i].drive->nr_bitmaps > bitmaps)
@@ -147,52 +73,64 @@ start_engine (struct outgoing *o, struct error *err)
     pthread_mutex_unlock (&o->shipments[i].drive->list);
   }
   opt.sections = 256 * 1024 + bitmaps * 4096;
-  o->engine = engine_start (&opt, clients, err);
- out:
-  for (unsigned i = 0; i < n; i++)
-    client_close (clients[i]); /* those that the engine did not take */
+  o->engine = engine_start (&opt, c->data, err);
   if (o->engine == NULL)
     return -1;
+  return 0;
+  pthread_mutex_lock (&o->lock);
+  o->info.channels = c->nr;
+  pthread_mutex_unlock (&o->lock);
+  c->nr = 0;
+}
+
+static int
+start_flusher (struct outgoing *o, struct channels *c, struct error *err)
+{
+  o->flusher = flusher_start (o, c->flushes, err);
+  if (o->flusher == NULL)
+    return -1;
+  c->flushes = NULL;
   return 0;
 }
 
 static int
-start_flusher (struct outgoing *o, struct error *err)
+/* Connect, and begin the session or go on with it. */
+connect (struct outgoing *o, struct error *err)
 {
-  struct client *c = outgoing_open_channel (o, 0, &o->cancel,
-                                            CONNECT_TIMEOUT_MS, err);
+  struct channels c;
+  int r;
 
-  if (c == NULL)
+  if (outgoing_next_epoch (o, err) == -1 ||
+      outgoing_connect (o, &c, err) == -1)
     return -1;
-  o->flusher = flusher_start (o, c, err);
-  if (o->flusher == NULL)
-    client_close (c);
-  return o->flusher ? 0 : -1;
+  o->connected = true;
+  o->control = take_ptr (&c.control);
+  o->h = (struct packet_header){ .session = o->session, .epoch = o->epoch };
+  blobs_forget (o->blobs);
+  /* Also above those of a process before this one. */
+  blobs_raise (o->blobs, o->epoch << 32);
+  /* The bitmaps are announced, and may be refused, before data moves; most
+   * often that came with HELLO.
+   */
+  r = o->tracked ? outgoing_check_held (o, err) : 0;
+  if (r == 0)
+    r = outgoing_sync_bitmaps (o, err);
+  if (r == 0)
+    r = start_engine (o, &c, err);
+  if (r == 0)
+    r = start_flusher (o, &c, err);
+  if (r == 0)
+    hold_connected (o, c.round_trip);
+  channels_close (&c);
+  return r;
 }
 
 static int
 setup (struct outgoing *o, struct error *err)
 {
-  uint64_t began = now_ns ();
   bool first = !o->tracked;
 
-  if (outgoing_next_epoch (o, err) == -1)
-    return -1;
-  o->control = outgoing_open_channel (o, 0, &o->cancel, CONNECT_TIMEOUT_MS,
-                                      err);
-  if (o->control == NULL)
-    return -1;
-  hold_connected (o, now_ns () - began);
-  blobs_forget (o->blobs);
-  /* Also above those of a process before this one. */
-  blobs_raise (o->blobs, o->epoch << 32);
-  o->connected = true;
-  o->h = (struct packet_header){ .session = o->session, .epoch = o->epoch };
-  if (o->tracked && outgoing_check_held (o, err) == -1)
-    return -1;
-  /* The bitmaps are announced, and may be refused, before data moves. */
-  if (outgoing_sync_bitmaps (o, err) == -1 || start_engine (o, err) == -1 ||
-      start_flusher (o, err) == -1 || hold_measure_link (o, err) == -1)
+  if (connect (o, err) == -1)
     return -1;
   if (first && outgoing_track (o, err) == -1)
     return -1;
@@ -249,7 +187,7 @@ send_cancel (struct outgoing *o)
 
   o->ending = true;
   outgoing_next_epoch (o, NULL); /* fences off what may still be under way */
-  c = outgoing_open_channel (o, 0, &o->quit, CANCEL_TIMEOUT_MS, NULL);
+  c = outgoing_open_channel (o, &o->quit, CANCEL_TIMEOUT_MS, NULL);
   if (c == NULL)
     return;
   client_set_timeout (c, CANCEL_TIMEOUT_MS);

@@ -38,7 +38,8 @@ enum migrate_hints {
 struct migrate_params {
   uint64_t max_bandwidth;  /* bytes a second, 0: no limit */
   uint64_t downtime_limit; /* ms */
-  unsigned channels;       /* 1 to MIGRATE_MAX_CHANNELS, for all drives */
+  unsigned channels;       /* 1 to MIGRATE_MAX_CHANNELS, for all drives; 0:
+                              as many as the link asks for */
   enum migrate_compression compression;
   enum migrate_copy_mode copy_mode;
   struct blobs *blobs; /* files that go along, or NULL; an outgoing that could
@@ -53,7 +54,10 @@ struct migrate_params {
 };
 
 #define MIGRATE_PARAMS_DEFAULT \
-  { .downtime_limit = 30, .channels = 4, .zlib_level = 1, .zstd_level = 1 }
+  { .downtime_limit = 30, .zlib_level = 1, .zstd_level = 1 }
+
+/* How many that are on a link without a delay worth speaking of. */
+unsigned migrate_near_channels (void);
 
 /* QEMU's MigrationStatus, as far as it is used. */
 enum migrate_status {
@@ -91,6 +95,7 @@ struct migrate_info {
   double mbps;            /* megabits a second on the wire, lately */
   unsigned round;         /* dirty-sync-count */
   unsigned pauses;        /* how often it was paused */
+  unsigned channels;      /* of the last connection; 0: not known yet */
   bool waits;             /* paused until outgoing_recover */
   uint64_t bitmap_bytes;  /* bitmap sections on the wire */
   struct migrate_compressed compressed;

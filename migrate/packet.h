@@ -32,6 +32,11 @@
 #define PACKET_MAX_NAME    1023     /* bytes of a bitmap's name */
 #define PACKET_STATUS      8192     /* of the status block, see incoming.h */
 
+/* How the description of an export that takes packets begins; the version
+ * follows.
+ */
+#define PACKET_DESCRIPTION "nbdferry destination, protocol "
+
 enum packet_type {
   PACKET_HELLO = 1,   /* JSON: the session's disks */
   PACKET_LIST = 2,    /* JSON: the bitmaps that a disk has */

@@ -431,8 +431,10 @@ plain_start (struct drive *const *drives, size_t nr, const char *uri,
   p->opaque = opaque;
   p->params = *params;
   pacer_set_rate (&p->pacer, params->max_bandwidth);
+  if (p->params.channels == 0)
+    p->params.channels = migrate_near_channels ();
   /* One reads while the other one sends, even over one connection. */
-  p->workers = params->channels > 1 ? params->channels : 2;
+  p->workers = p->params.channels > 1 ? p->params.channels : 2;
   p->started_ns = now_ns ();
   p->info.status = MIGRATE_SETUP;
   r = pthread_create (&p->thread, NULL, leading_thread, p);

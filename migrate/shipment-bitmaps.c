@@ -15,24 +15,40 @@
 #include "shipment.h"
 #include "wire.h"
 
-int
-send_control (struct client *c, struct packet_header *h,
-              enum packet_type type, json_t *body, struct error *err)
+uint8_t *
+make_control (struct packet_header *h, enum packet_type type, json_t *body,
+              struct error *err)
 {
-  CLEANUP_FREE uint8_t *packet = NULL;
+  uint8_t *packet;
   size_t len = json_dumpb (body, NULL, 0, JSON_COMPACT);
 
-  if (len > PACKET_MAX - PACKET_HEADER)
-    return error_set (err, EFBIG, "too many bitmaps for a migration");
+  if (len > PACKET_MAX - PACKET_HEADER) {
+    error_set (err, EFBIG, "too many bitmaps for a migration");
+    return NULL;
+  }
   packet = malloc (PACKET_HEADER + len);
-  if (packet == NULL)
-    return error_set (err, ENOMEM, "%m");
+  if (packet == NULL) {
+    error_set (err, ENOMEM, "%m");
+    return NULL;
+  }
   json_dumpb (body, (char *) packet + PACKET_HEADER, len, JSON_COMPACT);
   h->type = type;
   h->flags = h->nr_extents = h->nr_sections = 0;
   h->payload_size = h->raw_size = 0;
   h->body_size = len;
-  return send_packet (c, packet, h, packet + PACKET_HEADER + len, err);
+  return packet;
+}
+
+int
+send_control (struct client *c, struct packet_header *h,
+              enum packet_type type, json_t *body, struct error *err)
+{
+  CLEANUP_FREE uint8_t *packet = make_control (h, type, body, err);
+
+  if (packet == NULL)
+    return -1;
+  return send_packet (c, packet, h, packet + PACKET_HEADER + h->body_size,
+                      err);
 }
 
 /* ---- the list ---- */
@@ -55,19 +71,17 @@ describe (const struct named_bitmap *nb, const char *alias, bool persistent)
   return o;
 }
 
-/* The list as JSON, and what the destination will have been told. */
-static json_t *
-collect_list (struct shipment *s, struct shipment_bitmap **told, size_t *nr,
-              uint64_t *version)
+int
+shipment_list (struct shipment *s, struct shipment_list *l, struct error *err)
 {
   struct drive *d = s->drive;
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&d->list);
-  json_t *list = json_array ();
 
-  *nr = 0;
-  *version = d->list_version;
-  *told = calloc (d->nr_bitmaps + 1, sizeof **told);
-  for (size_t i = 0; *told && i < d->nr_bitmaps; i++) {
+  l->nr = 0;
+  l->version = d->list_version;
+  l->json = json_array ();
+  l->told = calloc (d->nr_bitmaps + 1, sizeof l->told[0]);
+  for (size_t i = 0; l->told && i < d->nr_bitmaps; i++) {
     struct named_bitmap *nb = d->bitmaps[i];
     bool persistent = nb->persistent;
     const char *alias = mapping_bitmap (s->mapping, d->name, nb->name,
@@ -75,12 +89,20 @@ collect_list (struct shipment *s, struct shipment_bitmap **told, size_t *nr,
 
     if (nb->bits == NULL || alias == NULL)
       continue; /* inconsistent, or it stays behind: nothing to bring */
-    (*told)[(*nr)++] = (struct shipment_bitmap){
+    l->told[l->nr++] = (struct shipment_bitmap){
       .id = nb->id, .alias = s->mapping ? alias : NULL,
     };
-    json_array_append_new (list, describe (nb, alias, persistent));
+    json_array_append_new (l->json, describe (nb, alias, persistent));
   }
-  return json_pack ("{s:o}", "bitmaps", list);
+  return l->json && l->told ? 0 : error_set (err, ENOMEM, "%m");
+}
+
+void
+shipment_list_free (struct shipment_list *l)
+{
+  json_decref (l->json);
+  free (l->told);
+  *l = (struct shipment_list){ 0 };
 }
 
 /* A bitmap that the destination has kept is known as before.  At first all
@@ -111,29 +133,36 @@ take_versions (struct shipment *s)
         s->told[i].version = atomic_load (&d->bitmaps[k]->version);
 }
 
+void
+shipment_listed (struct shipment *s, struct shipment_list *l)
+{
+  carry_over (s, l->told, l->nr);
+  free (s->told);
+  s->told = take_ptr (&l->told);
+  s->nr_told = l->nr;
+  s->list_version = l->version;
+  if (!s->listed && !s->resumed)
+    take_versions (s);
+  s->listed = true;
+}
+
 static int
 send_list (struct shipment *s, struct client *control,
            struct packet_header *h, struct error *err)
 {
-  CLEANUP_FREE struct shipment_bitmap *told = NULL;
-  uint64_t version;
-  size_t nr;
-  json_auto_t *list = collect_list (s, &told, &nr, &version);
+  struct shipment_list l = { 0 };
+  json_auto_t *body = NULL;
+  int r = shipment_list (s, &l, err);
 
-  if (list == NULL || told == NULL)
-    return error_set (err, ENOMEM, "%m");
-  h->disk = s->index;
-  if (send_control (control, h, PACKET_LIST, list, err) == -1)
-    return -1;
-  carry_over (s, told, nr);
-  free (s->told);
-  s->told = take_ptr (&told);
-  s->nr_told = nr;
-  s->list_version = version;
-  if (!s->listed && !s->resumed)
-    take_versions (s);
-  s->listed = true;
-  return 0;
+  if (r == 0) {
+    body = json_pack ("{s:O}", "bitmaps", l.json);
+    h->disk = s->index;
+    r = send_control (control, h, PACKET_LIST, body, err);
+  }
+  if (r == 0)
+    shipment_listed (s, &l);
+  shipment_list_free (&l);
+  return r;
 }
 
 /* ---- whole bitmaps ---- */

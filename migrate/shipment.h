@@ -99,10 +99,27 @@ int shipment_sync_bitmaps (struct shipment *s, struct client *control,
                            struct engine *e, struct packet_header *h,
                            struct error *err);
 
+/* The list of bitmaps alone: as it is now; and the destination has got it. */
+struct shipment_list {
+  json_t *json;
+  struct shipment_bitmap *told;
+  size_t nr;
+  uint64_t version;
+};
+
+int shipment_list (struct shipment *s, struct shipment_list *l,
+                   struct error *err);
+void shipment_listed (struct shipment *s, struct shipment_list *l);
+void shipment_list_free (struct shipment_list *l);
+
 /* Is there something that shipment_sync_bitmaps would send? */
 bool shipment_bitmaps_pending (struct shipment *s);
 
-/* Send a control packet with that JSON body (borrowed). */
+/* A control packet with that JSON body (borrowed): make it, up to its seal (the
+ * caller's; NULL: an error); make and send it.
+ */
+uint8_t *make_control (struct packet_header *h, enum packet_type type,
+                       json_t *body, struct error *err);
 int send_control (struct client *c, struct packet_header *h,
                   enum packet_type type, json_t *body, struct error *err);
 

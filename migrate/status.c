@@ -7,6 +7,8 @@
 #include <config.h>
 
 #include <errno.h>
+#include <inttypes.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -29,12 +31,31 @@ read_status (struct client *c)
   return json_loads (status, 0, NULL);
 }
 
+static int
+check_version (json_int_t version, struct error *err)
+{
+  if (version != PACKET_VERSION)
+    return error_set (err, EPROTONOSUPPORT,
+                      "the destination speaks version %ju of the protocol, "
+                      "this side version %d; use the same release on both "
+                      "sides", (uintmax_t) version, PACKET_VERSION);
+  return 0;
+}
+
 int
 check_destination (struct client *c, struct error *err)
 {
-  json_auto_t *o = read_status (c);
-  json_t *version = json_object_get (o, "version");
+  CLEANUP_FREE char *text = client_description (c);
+  json_auto_t *o = NULL;
+  json_t *version;
+  uint64_t n;
 
+  /* That has come with the export: no round trip for it. */
+  if (text && sscanf (text, PACKET_DESCRIPTION "%" SCNu64 ":", &n) == 1 &&
+      client_size (c) == PACKET_MAX)
+    return check_version (n, err) == -1 ? -1 : 1;
+  o = read_status (c);
+  version = json_object_get (o, "version");
   if (o == NULL && client_is_dead (c))
     return error_set (err, ENOTCONN, "the connection to the destination was "
                       "lost");
@@ -43,13 +64,7 @@ check_destination (struct client *c, struct error *err)
                       "destination (its export does not have a status block); "
                       "a server of another kind gets a copy of the data with "
                       "--data-only (x-ferry-data-only)");
-  if (json_integer_value (version) != PACKET_VERSION)
-    return error_set (err, EPROTONOSUPPORT,
-                      "the destination speaks version %ju of the protocol, "
-                      "this side version %d; use the same release on both "
-                      "sides", (uintmax_t) json_integer_value (version),
-                      PACKET_VERSION);
-  return 0;
+  return check_version (json_integer_value (version), err);
 }
 
 int

@@ -5,6 +5,7 @@
 
 #include <errno.h>
 #include <inttypes.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -12,6 +13,7 @@
 #include <nbdkit-plugin.h>
 
 #include "export.h"
+#include "house.h"
 
 struct disk_export {
   struct export export;
@@ -19,14 +21,24 @@ struct disk_export {
   int readonly;
   struct fence *fence; /* NULL for an ordinary client */
   uint64_t epoch;
+  struct uuid session;
+  atomic_bool committed; /* the disk was handed over by that session */
 };
 
 /* A forwarded client's request of an older connection is turned away, so that
- * the source sends it again over a new one.
+ * the source sends it again over a new one; so is one that comes before the
+ * disk was handed over.
  */
 static int
 enter (struct disk_export *x)
 {
+  if (x->fence && !x->committed) {
+    if (!incoming_is_from (x->drive, &x->session)) {
+      errno = ESHUTDOWN;
+      return -1;
+    }
+    x->committed = true;
+  }
   if (x->fence && fence_enter (x->fence, x->epoch) == -1) {
     errno = ESHUTDOWN;
     return -1;
@@ -217,26 +229,45 @@ static const struct export_ops disk_export_ops = {
   .close = disk_close,
 };
 
-struct export *
-export_open_disk (struct drive *d, int readonly, struct fence *fence,
-                  uint64_t epoch)
+static struct disk_export *
+new_export (struct drive *d, int readonly)
 {
   struct disk_export *x = calloc (1, sizeof *x);
-  struct error err;
 
   if (x == NULL) {
     nbdkit_error ("calloc: %m");
     return NULL;
   }
-  if (drive_may_serve (d, &err) == -1) {
-    nbdkit_error ("%s", err.msg);
-    free (x);
-    return NULL;
-  }
   x->export.ops = &disk_export_ops;
   x->drive = d;
   x->readonly = readonly;
-  x->fence = fence;
+  return x;
+}
+
+struct export *
+export_open_disk (struct drive *d, int readonly)
+{
+  struct disk_export *x;
+  struct error err;
+
+  if (drive_may_serve (d, &err) == -1) {
+    nbdkit_error ("%s", err.msg);
+    return NULL;
+  }
+  x = new_export (d, readonly);
+  return x ? &x->export : NULL;
+}
+
+struct export *
+export_open_forward (struct drive *d, int readonly,
+                     const struct uuid *session, uint64_t epoch)
+{
+  struct disk_export *x = new_export (d, readonly);
+
+  if (x == NULL)
+    return NULL;
+  x->fence = incoming_fence (house.incoming, d);
   x->epoch = epoch;
+  x->session = *session;
   return &x->export;
 }

@@ -6,14 +6,19 @@
 #include <config.h>
 
 #include <errno.h>
+#include <stdatomic.h>
+#include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
 
 #define NBDKIT_API_VERSION 2
 #include <nbdkit-plugin.h>
 
 #include "cleanup.h"
 #include "export.h"
+#include "hello-name.h"
 #include "house.h"
 
 struct incoming_export {
@@ -45,7 +50,8 @@ incoming_description (struct export *e)
 {
   struct incoming_export *x = (struct incoming_export *) e;
 
-  return nbdkit_printf_intern ("migration to disk '%s'", x->drive->name);
+  return nbdkit_printf_intern (PACKET_DESCRIPTION "%d: migration to disk '%s'",
+                               PACKET_VERSION, x->drive->name);
 }
 
 static int
@@ -66,6 +72,29 @@ incoming_pread (struct export *e, void *buf, uint32_t count, uint64_t offset)
   return 0;
 }
 
+/* nbdkit keeps the buffer of its largest request for each thread of each
+ * connection, and a channel's packets go round all of them: that may be many
+ * times what is ever under way.  Once a packet was dealt with, nobody needs
+ * what its pages hold; where there are many, or large ones, they are given
+ * back.
+ */
+#define KEEP_CHANNELS 8
+#define KEEP_SMALL    (128 << 10)
+#define KEEP          (1536 << 10)
+
+static atomic_uint nr_channels;
+
+static void
+give_back (const void *buf, uint32_t count)
+{
+  size_t page = sysconf (_SC_PAGESIZE);
+  uintptr_t from = ((uintptr_t) buf + page - 1) & ~(page - 1);
+  uintptr_t to = ((uintptr_t) buf + count) & ~(page - 1);
+
+  if (count > (nr_channels > KEEP_CHANNELS ? KEEP_SMALL : KEEP))
+    madvise ((void *) from, to - from, MADV_DONTNEED);
+}
+
 static int
 incoming_pwrite (struct export *e, const void *buf, uint32_t count,
                  uint64_t offset, unsigned flags UNUSED)
@@ -78,8 +107,10 @@ incoming_pwrite (struct export *e, const void *buf, uint32_t count,
     errno = EINVAL;
     return -1;
   }
-  if (incoming_packet (x->channel, buf, count, &err) == 0)
+  if (incoming_packet (x->channel, buf, count, &err) == 0) {
+    give_back (buf, count);
     return 0;
+  }
   nbdkit_error ("incoming migration to '%s': %s", x->drive->name, err.msg);
   errno = err.errnum;
   return -1;
@@ -104,6 +135,7 @@ incoming_export_close (struct export *e)
   struct incoming_export *x = (struct incoming_export *) e;
 
   incoming_close (x->channel);
+  nr_channels--;
   free (x);
 }
 
@@ -120,9 +152,10 @@ static const struct export_ops incoming_export_ops = {
 };
 
 struct export *
-export_open_incoming (struct drive *d)
+export_open_incoming (struct drive *d, const char *hello)
 {
   struct incoming_export *x = calloc (1, sizeof *x);
+  struct error err;
 
   if (x == NULL || (x->channel = incoming_open (house.incoming, d)) == NULL) {
     nbdkit_error ("calloc: %m");
@@ -131,5 +164,13 @@ export_open_incoming (struct drive *d)
   }
   x->export.ops = &incoming_export_ops;
   x->drive = d;
+  nr_channels++;
+  if (hello && hello_name_open (x->channel, hello, &err) == -1) {
+    /* The source asks again, in a way that can be answered with a reason. */
+    nbdkit_debug ("%s", err.msg);
+    incoming_export_close (&x->export);
+    errno = err.errnum;
+    return NULL;
+  }
   return &x->export;
 }

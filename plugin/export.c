@@ -51,8 +51,7 @@ open_forward (struct drive *d, const char *rest, int readonly)
     nbdkit_error ("%s", err.msg);
     return NULL;
   }
-  return export_open_disk (d, readonly, incoming_fence (house.incoming, d),
-                           epoch);
+  return export_open_forward (d, readonly, &session, epoch);
 }
 
 static struct export *
@@ -96,10 +95,13 @@ export_open (const char *name, int readonly)
   const char *rest;
 
   if (d)
-    return export_open_disk (d, readonly, NULL, 0);
+    return export_open_disk (d, readonly);
   d = split (name, "@incoming", &rest);
   if (d && rest[0] == '\0')
-    return peer_allowed (d) ? export_open_incoming (d) : NULL;
+    return peer_allowed (d) ? export_open_incoming (d, NULL) : NULL;
+  d = split (name, "@incoming/", &rest);
+  if (d)
+    return peer_allowed (d) ? export_open_incoming (d, rest) : NULL;
   d = split (name, "@forward/", &rest);
   if (d)
     return peer_allowed (d) ? open_forward (d, rest, readonly) : NULL;

@@ -55,11 +55,15 @@ struct export_ops {
 /* Open the export of that name; NULL, reported, if there is none. */
 struct export *export_open (const char *name, int readonly);
 
-/* export-disk.c; 'fence' with its epoch for a forwarded client, or NULL. */
-struct export *export_open_disk (struct drive *d, int readonly,
-                                 struct fence *fence, uint64_t epoch);
-/* export-incoming.c */
-struct export *export_open_incoming (struct drive *d);
+/* export-disk.c; the second for clients that the disk's source forwards:
+ * incoming_forward has let them in.
+ */
+struct export *export_open_disk (struct drive *d, int readonly);
+struct export *export_open_forward (struct drive *d, int readonly,
+                                    const struct uuid *session,
+                                    uint64_t epoch);
+/* export-incoming.c; 'hello' is the text after "@incoming/", or NULL */
+struct export *export_open_incoming (struct drive *d, const char *hello);
 /* export-hash.c; 'block' is the text after "@hash/" */
 struct export *export_open_hash (struct drive *d, const char *block);
 struct export *export_open_backup_hash (struct drive *d, const char *id,

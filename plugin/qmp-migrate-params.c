@@ -217,7 +217,9 @@ query_parameters (json_t *args, struct error *err)
   result = json_pack ("{s:I, s:I, s:I, s:s, s:s, s:I, s:I, s:b}",
                     "max-bandwidth", (json_int_t) p->max_bandwidth,
                     "downtime-limit", (json_int_t) p->downtime_limit,
-                    "multifd-channels", (json_int_t) p->channels,
+                    "multifd-channels",
+                    (json_int_t) (p->channels ? p->channels
+                                  : migrate_near_channels ()),
                     "multifd-compression",
                     migrate_compression_name (p->compression),
                     "copy-mode", migrate_copy_mode_name (p->copy_mode),

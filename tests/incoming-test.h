@@ -191,31 +191,9 @@ send_json (const struct source *s, struct incoming_channel *ch,
   return r;
 }
 
-static inline int
-send_hello (const struct source *s, struct incoming_channel *ch,
-            struct error *e)
+static inline json_t *
+list_json (const struct source_disk *d)
 {
-  json_t *disks = json_array ();
-
-  for (size_t i = 0; i < s->nr; i++) {
-    const struct source_disk *d = &s->disks[i];
-    char lineage[UUID_TEXT];
-
-    uuid_format (&d->lineage, lineage);
-    json_array_append_new (
-      disks, json_pack ("{s:s, s:I, s:s, s:I}", "name", d->name, "size",
-                        (json_int_t) d->size, "lineage", lineage,
-                        "generation", (json_int_t) d->generation));
-  }
-  return send_json (s, ch, PACKET_HELLO, 0,
-                    json_pack ("{s:o}", "disks", disks), e);
-}
-
-static inline int
-send_list (const struct source *s, struct incoming_channel *ch, uint32_t disk,
-           struct error *e)
-{
-  const struct source_disk *d = &s->disks[disk];
   json_t *list = json_array ();
 
   for (size_t i = 0; i < d->nr; i++) {
@@ -228,8 +206,52 @@ send_list (const struct source *s, struct incoming_channel *ch, uint32_t disk,
                        "recording", b->recording, "persistent",
                        b->persistent));
   }
+  return list;
+}
+
+static inline json_t *
+hello_json (const struct source *s, bool lists)
+{
+  json_t *disks = json_array ();
+
+  for (size_t i = 0; i < s->nr; i++) {
+    const struct source_disk *d = &s->disks[i];
+    char lineage[UUID_TEXT];
+
+    uuid_format (&d->lineage, lineage);
+    json_array_append_new (
+      disks, json_pack ("{s:s, s:I, s:s, s:I}", "name", d->name, "size",
+                        (json_int_t) d->size, "lineage", lineage,
+                        "generation", (json_int_t) d->generation));
+    if (lists)
+      json_object_set_new (json_array_get (disks, i), "bitmaps",
+                           list_json (d));
+  }
+  return json_pack ("{s:o}", "disks", disks);
+}
+
+static inline int
+send_hello (const struct source *s, struct incoming_channel *ch,
+            struct error *e)
+{
+  return send_json (s, ch, PACKET_HELLO, 0, hello_json (s, false), e);
+}
+
+/* With what LIST says of all disks. */
+static inline int
+send_hello_lists (const struct source *s, struct incoming_channel *ch,
+                  struct error *e)
+{
+  return send_json (s, ch, PACKET_HELLO, 0, hello_json (s, true), e);
+}
+
+static inline int
+send_list (const struct source *s, struct incoming_channel *ch, uint32_t disk,
+           struct error *e)
+{
   return send_json (s, ch, PACKET_LIST, disk,
-                    json_pack ("{s:o}", "bitmaps", list), e);
+                    json_pack ("{s:o}", "bitmaps",
+                               list_json (&s->disks[disk])), e);
 }
 
 static inline json_t *

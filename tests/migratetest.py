@@ -42,9 +42,10 @@ class Pair:
     The source's disks hold data, .models what they must hold.
     """
 
-    def __init__(self, disks, tcp=False, step=1 << 20):
+    def __init__(self, disks, tcp=False, step=1 << 20, dst_args=(),
+                 dst_options=()):
         self.disks, self.models = disks, {}
-        src_args, dst_args = [], ["incoming=on"]
+        src_args, dst_args = [], ["incoming=on", *dst_args]
         for name, size in disks.items():
             self.models[name] = make_disk("src-%s.raw" % name, size,
                                           step=step)
@@ -52,7 +53,8 @@ class Pair:
             dst_args += ["disk=%s=dst-%s.raw" % (name, name),
                          "size=%d" % size]
         self.src = Nbdkit(*src_args, "control=src.ctl", name="src", tcp=tcp)
-        self.dst = Nbdkit(*dst_args, "control=dst.ctl", name="dst", tcp=tcp)
+        self.dst = Nbdkit(*dst_args, "control=dst.ctl", name="dst", tcp=tcp,
+                          options=dst_options)
         self.qmp = QMP("src.ctl")
 
     def add(self, node, name, granularity=65536, **args):

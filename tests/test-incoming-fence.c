@@ -195,6 +195,38 @@ test_no_handshake (void **state)
   incoming_close (ch);
 }
 
+/* A packet with data opens a channel, if the session is there. */
+static void
+test_opened_by_data (void **state)
+{
+  struct incoming_channel *a = channel (), *b = channel ();
+  struct source s = src;
+
+  s.epoch = 7;
+  OK (send_hello (&s, a, &err));
+  s.epoch = 6;
+  REFUSED (send_data (&s, b, 0, AT, old_data, 4096, &err), ESTALE, "epoch 6");
+  s.epoch = 7;
+  OK (send_data (&s, b, 0, AT, old_data, 4096, &err));
+  assert_true (disk_has (old_data));
+  OK (incoming_flush (b, &err));
+  /* Nothing else does. */
+  incoming_close (b);
+  b = channel ();
+  REFUSED (send_list (&s, b, 0, &err), ESTALE, "did not open");
+  REFUSED (send_prepare (&s, b, 1, &err), ESTALE, "did not open");
+  REFUSED (send_cancel (&s, b, &err), ESTALE, "did not open");
+  /* And not for a session that has lost its disk. */
+  uuid_new (&s.session);
+  OK (send_hello (&s, a, &err));
+  s.session = src.session;
+  REFUSED (send_data (&s, b, 0, AT, new_data, 4096, &err), ESTALE,
+           "did not open");
+  assert_true (disk_has (old_data));
+  incoming_close (a);
+  incoming_close (b);
+}
+
 /* ---- what waits for handlers that run ---- */
 
 /* Hold a packet in pwrite, run the job, and see that it waits. */
@@ -318,12 +350,21 @@ test_forward (void **state)
   uint64_t epoch = 3;
   struct job job;
 
-  OK (send_hello (&src, ch, &err));
-  OK (send_prepare (&src, ch, 1, &err));
+  uuid_new (&other);
   REFUSED (incoming_forward (in, drives[0], &src.session, 1, &err), EPERM,
            "not handed over");
+  OK (send_hello (&src, ch, &err));
+  /* Its source may connect early, but not do anything yet. */
+  OK (incoming_forward (in, drives[0], &src.session, 1, &err));
+  REFUSED (incoming_forward (in, drives[0], &other, 1, &err), EPERM,
+           "not handed over");
+  assert_false (incoming_is_from (drives[0], &src.session));
+  OK (send_prepare (&src, ch, 1, &err));
+  OK (incoming_forward (in, drives[0], &src.session, 1, &err));
+  assert_false (incoming_is_from (drives[0], &src.session));
   OK (send_commit (&src, ch, 1, 0, 1, &err));
-  uuid_new (&other);
+  assert_true (incoming_is_from (drives[0], &src.session));
+  assert_false (incoming_is_from (drives[0], &other));
   REFUSED (incoming_forward (in, drives[0], &other, 1, &err), EPERM, "");
   OK (incoming_forward (in, drives[0], &src.session, 2, &err));
   REFUSED (incoming_forward (in, drives[0], &src.session, 1, &err), ESTALE,
@@ -431,6 +472,7 @@ main (void)
     TEST (test_late_packet),
     TEST (test_epochs),
     TEST (test_no_handshake),
+    TEST (test_opened_by_data),
     TEST (test_prepare_waits),
     TEST (test_cancel_waits),
     TEST (test_stop_waits),

@@ -13,7 +13,12 @@
 #include <cmocka.h>
 
 #include "compress.h"
+#include "hello-name.h"
 #include "incoming-test.h"
+#include "shipment.h"
+
+#define K    "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef"
+#define MUCH K K K K K K K K K K K K K K K K
 
 static struct source src;
 static struct incoming_channel *ch;
@@ -613,6 +618,105 @@ test_status (void **state)
   bitmap_free (bm);
 }
 
+/* The lists may come with HELLO; a refusal is LIST's. */
+static void
+test_hello_lists (void **state)
+{
+  struct source_bitmap *a = source_add (&src, 0, "a", 16, true, true);
+
+  bitmap_set (a->bits, 0, 1);
+  OK (send_hello_lists (&src, ch, &err));
+  OK (send_bits (&src, ch, 0, "a", a->bits, 0, &err));
+  assert_int_equal (bitmap_count_bits (bits_of (drives[0], "a")), 1);
+  /* Another channel says the same: the bitmap keeps its bits. */
+  OK (send_hello_lists (&src, ch, &err));
+  assert_int_equal (bitmap_count_bits (bits_of (drives[0], "a")), 1);
+}
+
+static void
+test_hello_lists_refused (void **state)
+{
+  add_own (true);
+  source_add (&src, 0, "own", 16, true, true);
+  REFUSED (send_hello_lists (&src, ch, &err), EEXIST,
+           "Bitmap already exists: own");
+  assert_int_equal (tap_calls (TAP_WRITE), 0);
+  assert_int_equal (drives[0]->nr_bitmaps, 1);
+}
+
+/* A packet as an export's name has it. */
+static char *
+name_of (enum packet_type type, json_t *body)
+{
+  struct packet_header h = { .session = src.session, .epoch = src.epoch };
+  uint8_t *packet = make_control (&h, type, body, &err);
+  char *name;
+
+  assert_non_null (packet);
+  packet_seal (packet, &h, packet + PACKET_HEADER + h.body_size);
+  name = hello_name ("v@d/a", packet, PACKET_HEADER + h.body_size);
+  free (packet);
+  json_decref (body);
+  return name;
+}
+
+static void
+test_hello_name (void **state)
+{
+  const char *prefix = "v@d/a@incoming/";
+  struct source_bitmap *a;
+  char *name, *text;
+
+  /* Of all lengths modulo 3. */
+  for (unsigned i = 0; i < 3; i++) {
+    json_t *body = hello_json (&src, true);
+
+    json_object_set_new (body, "more", json_stringn ("xyz", i));
+    name = name_of (PACKET_HELLO, body);
+    assert_memory_equal (name, prefix, strlen (prefix));
+    OK (hello_name_open (ch, name + strlen (prefix), &err));
+    free (name);
+  }
+  /* Any letter that is changed is found. */
+  a = source_add (&src, 0, "a", 16, true, true);
+  uuid_new (&src.session);
+  name = name_of (PACKET_HELLO, hello_json (&src, true));
+  text = name + strlen (prefix);
+  for (size_t i = 0; i + 1 < strlen (text); i++) {
+    char c = text[i];
+
+    text[i] = c == 'A' ? 'B' : 'A';
+    assert_int_equal (hello_name_open (ch, text, &err), -1);
+    text[i] = "%/=+@\n\xff "[i % 8];
+    REFUSED (hello_name_open (ch, text, &err), EBADMSG, "malformed name");
+    text[i] = c;
+  }
+  assert_null (drive_find_bitmap (drives[0], "a"));
+  OK (hello_name_open (ch, text, &err));
+  OK (send_bits (&src, ch, 0, "a", a->bits, 0, &err));
+  text[strlen (text) - 1] = '\0';
+  REFUSED (hello_name_open (ch, text, &err), EBADMSG, "");
+  REFUSED (hello_name_open (ch, "", &err), EBADMSG, "");
+  free (name);
+  name = name_of (PACKET_LIST, json_pack ("{s:[]}", "bitmaps"));
+  REFUSED (hello_name_open (ch, name + strlen (prefix), &err), EBADMSG,
+           "not HELLO");
+  free (name);
+  /* What is too long for a name must be written. */
+  for (unsigned i = 0; i < 7; i++)
+    source_add (&src, 0, "a bitmap with a name", 16, true, true);
+  name = name_of (PACKET_HELLO, hello_json (&src, true));
+  assert_non_null (name);
+  assert_in_range (strlen (name), 1, 4096);
+  free (name);
+  {
+    json_t *body = hello_json (&src, true);
+
+    json_object_set_new (body, "more", json_pack ("[s]", MUCH MUCH MUCH));
+    assert_null (name_of (PACKET_HELLO, body));
+  }
+}
+
 int
 main (void)
 {
@@ -628,6 +732,9 @@ main (void)
     TEST (test_new_session),
     TEST (test_lists),
     TEST (test_malformed_list),
+    TEST (test_hello_lists),
+    TEST (test_hello_lists_refused),
+    TEST (test_hello_name),
     TEST (test_bits),
     TEST (test_replace_part),
     TEST (test_whole_packet),

@@ -16,11 +16,13 @@ SIZE = 32 * MiB + 3 * 512
 
 
 class Move:
-    def __init__(self, **link):
+    def __init__(self, limit=None, **link):
         Nbdkit.all.clear()
         for f in os.listdir("."):
             subprocess.run(["rm", "-rf", f], check=True)
-        self.pair = Pair({"vda": SIZE}, tcp=True)
+        self.pair = Pair({"vda": SIZE}, tcp=True,
+                         dst_args=["limit=%d" % limit] if limit else (),
+                         dst_options=["--filter=limit"] if limit else ())
         for granularity in 512, 65536:
             self.pair.add("vda", "g%d" % granularity, granularity)
         self.link = Link(self.pair.dst.port, **link)
@@ -58,6 +60,8 @@ def long_link():
     info = m.end()
     ferry = info["x-ferry"]
     assert ferry["round-trip-us"] >= 50e3, info
+    # It is seen that the link is long, though a proxy answers at once.
+    assert ferry["channels"] >= 16, info
     # PREPARE and COMMIT are a round trip each.
     assert ferry["handover-cost-us"] >= 100e3, info
     assert ferry["last-flush-us"] >= 50e3, info
@@ -67,6 +71,16 @@ def long_link():
               info["total-time"], info["disk"]["dirty-sync-count"],
               info["downtime"], ferry["handover-cost-us"] / 1e3,
               ferry["longest-hold-us"]))
+
+
+def crowded_server():
+    """It takes fewer connections than a long link asks for."""
+    for limit in 8, 20:
+        m = Move(limit=limit, delay=25)
+        m.start()
+        info = m.end()
+        assert 4 <= info["x-ferry"]["channels"] <= limit - 3, info
+        print("limit %d: %d channels" % (limit, info["x-ferry"]["channels"]))
 
 
 def unreliable_link():
@@ -84,4 +98,5 @@ def unreliable_link():
 
 
 long_link()
+crowded_server()
 unreliable_link()
