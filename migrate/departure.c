@@ -262,10 +262,35 @@ first_epoch (void)
 }
 
 static struct disk *
+open_forward (struct departure *p, const struct where *w,
+              const struct stop *stop, struct error *err)
+{
+  struct forward_name *f = forward_name (w);
+
+  if (f == NULL) {
+    error_set (err, ENOMEM, "%m");
+    return NULL;
+  }
+  return pool_open (w->uri, forward_export, f, FORWARD_CONNECTIONS,
+                    p->drive->size, first_epoch (), stop, CONNECT_TIMEOUT_MS,
+                    err);
+}
+
+struct disk *
+departure_ahead (struct departure *p, const char *uri,
+                 const struct uuid *session, const struct stop *stop)
+{
+  CLEANUP_WHERE struct where w = { .session = *session };
+
+  w.uri = strdup (uri);
+  w.name = client_uri_export (uri, NULL);
+  return w.uri && w.name ? open_forward (p, &w, stop, NULL) : NULL;
+}
+
+static struct disk *
 try_forward (struct departure *p, struct error *err)
 {
   CLEANUP_WHERE struct where w = { 0 };
-  struct forward_name *f;
 
   if (find_peer (p->drive, &w, err) == -1)
     return NULL;
@@ -276,14 +301,7 @@ try_forward (struct departure *p, struct error *err)
     error_set (err, EAGAIN, "the address has changed");
     return NULL;
   }
-  f = forward_name (&w);
-  if (f == NULL) {
-    error_set (err, ENOMEM, "%m");
-    return NULL;
-  }
-  return pool_open (w.uri, forward_export, f, FORWARD_CONNECTIONS,
-                    p->drive->size, first_epoch (), &p->again,
-                    CONNECT_TIMEOUT_MS, err);
+  return open_forward (p, &w, &p->again, err);
 }
 
 struct disk *

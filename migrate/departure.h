@@ -50,6 +50,14 @@ int departure_commit (struct departure *v, size_t nr, struct client *control);
  */
 struct disk *departure_forward (struct departure *p);
 
+/* The same connection, made while it is not let go of yet: to where it is going
+ * to be, by that session.  It serves once COMMIT was acknowledged there.  NULL:
+ * it cannot be made now, or 'stop' was thrown.
+ */
+struct disk *departure_ahead (struct departure *p, const char *uri,
+                              const struct uuid *session,
+                              const struct stop *stop);
+
 /* Make the drive one that forwards to 'remote', unless the journal names
  * another address by now: then false, and 'remote' is closed.  Control held,
  * both gates shut.

@@ -25,6 +25,7 @@
 
 #include "cleanup.h"
 #include "clock.h"
+#include "forwarding.h"
 #include "resume.h"
 
 /* Percent of a second's limit that need not wait for their turn in the hold:
@@ -261,71 +262,6 @@ resolve_doubts (struct outgoing *o)
   return 0;
 }
 
-/* One disk's; a connection takes many round trips, so all are opened at
- * once.
- */
-struct forwarding {
-  struct departure *departure;
-  pthread_t thread;
-  bool started;
-  struct disk *remote; /* NULL: the daemon ends */
-};
-
-static void *
-forwarding_thread (void *arg)
-{
-  struct forwarding *f = arg;
-
-  f->remote = departure_forward (f->departure);
-  return NULL;
-}
-
-/* It goes on over there; 'remote' is taken over. */
-static bool
-serve (struct departure *p, struct disk *remote)
-{
-  bool done = false;
-
-  while (remote && !done) {
-    pthread_mutex_lock (&p->drive->control);
-    done = departure_serve (p, remote);
-    pthread_mutex_unlock (&p->drive->control);
-    if (!done) /* it is somewhere else by now */
-      remote = departure_forward (p);
-  }
-  return done;
-}
-
-static int
-forward_all (struct outgoing *o)
-{
-  CLEANUP_FREE struct forwarding *v = calloc (o->nr, sizeof v[0]);
-  bool all = true;
-
-  if (v == NULL)
-    return -1;
-  for (size_t i = 0; i < o->nr; i++) {
-    v[i].departure = &o->departures[i];
-    if (i > 0)
-      v[i].started =
-        pthread_create (&v[i].thread, NULL, forwarding_thread, &v[i]) == 0;
-  }
-  for (size_t i = 0; i < o->nr; i++) {
-    if (v[i].started)
-      pthread_join (v[i].thread, NULL);
-    else
-      forwarding_thread (&v[i]);
-    all &= v[i].remote != NULL;
-  }
-  for (size_t i = 0; i < o->nr; i++) {
-    if (all)
-      all = serve (v[i].departure, v[i].remote);
-    else if (v[i].remote)
-      v[i].remote->ops->close (v[i].remote);
-  }
-  return all ? 0 : -1;
-}
-
 /* COMMIT, then a forwarding disk for each drive.  The gates are shut. */
 static int
 finish (struct outgoing *o)
@@ -343,7 +279,7 @@ finish (struct outgoing *o)
       departure_commit (o->departures, o->nr, known ? o->control : NULL) ==
       -1)
     return -1;
-  return forward_all (o);
+  return o->forwarding ? forwarding_finish (o->forwarding) : -1;
 }
 
 /* ---- all of it ---- */

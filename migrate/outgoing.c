@@ -22,6 +22,7 @@
 #include "cleanup.h"
 #include "clock.h"
 #include "flusher.h"
+#include "forwarding.h"
 #include "resume.h"
 
 /* ---- setting up ---- */
@@ -76,11 +77,11 @@ start_engine (struct outgoing *o, struct channels *c, struct error *err)
   o->engine = engine_start (&opt, c->data, err);
   if (o->engine == NULL)
     return -1;
-  return 0;
   pthread_mutex_lock (&o->lock);
   o->info.channels = c->nr;
   pthread_mutex_unlock (&o->lock);
   c->nr = 0;
+  return 0;
 }
 
 static int
@@ -93,8 +94,8 @@ start_flusher (struct outgoing *o, struct channels *c, struct error *err)
   return 0;
 }
 
-static int
 /* Connect, and begin the session or go on with it. */
+static int
 connect (struct outgoing *o, struct error *err)
 {
   struct channels c;
@@ -132,6 +133,9 @@ setup (struct outgoing *o, struct error *err)
 
   if (connect (o, err) == -1)
     return -1;
+  o->forwarding = forwarding_begin (o);
+  if (o->forwarding == NULL)
+    return error_set (err, ENOMEM, "%m");
   if (first && outgoing_track (o, err) == -1)
     return -1;
   if (first && outgoing_use_hints (o, err) == -1)
@@ -171,6 +175,8 @@ tear_down (struct outgoing *o)
   o->progress = o->flusher && flusher_held (o->flusher) > 0;
   flusher_free (o->flusher);
   o->flusher = NULL;
+  forwarding_free (o->forwarding);
+  o->forwarding = NULL;
   client_close (o->control);
   o->control = NULL;
   brake_release (&o->brake, o->drives, o->nr);

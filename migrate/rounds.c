@@ -56,17 +56,37 @@ outgoing_acked (void *opaque, struct buffer *b)
   pthread_mutex_unlock (&o->lock);
 }
 
-int
-outgoing_round (struct outgoing *o, struct error *err)
+/* Fill packets with what is dirty, once through all disks. */
+static int
+produce (struct outgoing *o, struct error *err)
 {
   for (size_t i = 0; i < o->nr; i++)
     shipment_rewind (&o->shipments[i]);
   pthread_mutex_lock (&o->lock);
   o->round++;
   pthread_mutex_unlock (&o->lock);
-  if (engine_run (o->engine, err) == -1)
+  engine_expect (o->engine, outgoing_dirty (o));
+  return engine_run (o->engine, err);
+}
+
+int
+outgoing_round (struct outgoing *o, struct error *err)
+{
+  if (produce (o, err) == -1)
     return -1;
   return engine_drain_ordinary (o->engine, err);
+}
+
+/* The same; and what the destination has cached is written now, not in the
+ * hold; and it is found out how fast the link is.
+ */
+static int
+round_and_flush (struct outgoing *o, struct error *err)
+{
+  if (produce (o, err) == -1 || hold_flush_ahead (o, err) == -1 ||
+      engine_drain_ordinary (o->engine, err) == -1)
+    return -1;
+  return hold_flush (o, err) == -1 ? -1 : hold_measure_link (o, err);
 }
 
 int
@@ -140,10 +160,7 @@ outgoing_rounds (struct outgoing *o, struct error *err)
 
     if (sync_if_pending (o, err) == -1 ||
         blobs_send (o->blobs, o->engine, err) == -1 ||
-        outgoing_round (o, err) == -1)
-      return -1;
-    /* What the destination has cached is written now, not in the hold. */
-    if (hold_flush (o, err) == -1 || hold_measure_link (o, err) == -1)
+        round_and_flush (o, err) == -1)
       return -1;
     dirty = outgoing_dirty (o) + blobs_pending (o->blobs);
     pthread_mutex_lock (&o->lock);
