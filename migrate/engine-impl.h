@@ -15,6 +15,7 @@ struct channel {
   struct client *client; /* the thread's own */
   unsigned number;       /* from 1; 0 is the control channel */
   pthread_t thread;
+  pid_t tid;             /* protected by the engine's lock; 0: not there yet */
 };
 
 /* Full buffers of one kind, in a ring, and how many are on the wire. */
@@ -59,6 +60,7 @@ struct engine {
   unsigned on_wire;        /* packets */
   uint64_t busy_since;     /* ns, while on_wire > 0 */
   uint64_t deadline;  /* ns, of what is sent from now on; 0: none */
+  bool giving_way;    /* the channels' threads do */
   bool ending;        /* no more will be put */
   bool failed;
   struct error error;

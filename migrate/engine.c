@@ -9,6 +9,7 @@
 #include "cleanup.h"
 #include "clock.h"
 #include "engine-impl.h"
+#include "giveway.h"
 
 /* Bytes that say how fast the link is, and how many round trips they must have
  * taken: acknowledgements come in bursts.
@@ -68,9 +69,12 @@ wire_len (const struct buffer *b)
 
 /* The packet goes; returns the deadline. */
 static uint64_t
-begin_sending (struct engine *e)
+begin_sending (struct engine *e, struct buffer *b)
 {
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&e->lock);
+
+  if (e->giving_way && !b->urgent && b->h.type == PACKET_DATA)
+    b->h.flags |= PACKET_PROGRESS;
   if (e->on_wire++ == 0) {
     e->busy_since = now_ns ();
     e->work.periods++;
@@ -120,7 +124,7 @@ send_buffer (struct channel *ch, struct buffer *b)
   b->h.session = e->opt.session;
   b->h.epoch = e->opt.epoch;
   b->h.channel = ch->number;
-  client_set_deadline (ch->client, begin_sending (e));
+  client_set_deadline (ch->client, begin_sending (e, b));
   if (send_packet (ch->client,
                    b->payload - b->h.body_size - PACKET_HEADER, &b->h,
                    b->payload, &err) == 0) {
@@ -322,6 +326,10 @@ engine_channel (void *arg)
   struct engine *e = ch->engine;
   struct buffer *b;
 
+  pthread_mutex_lock (&e->lock);
+  ch->tid = thread_number ();
+  thread_give_way (ch->tid, e->giving_way);
+  pthread_mutex_unlock (&e->lock);
   while ((b = next_full (e, ch->number - 1)) != NULL) {
     int r = send_buffer (ch, b);
 
@@ -332,6 +340,9 @@ engine_channel (void *arg)
     put_empty (e, b);
     pthread_mutex_unlock (&e->lock);
   }
+  pthread_mutex_lock (&e->lock);
+  ch->tid = 0; /* it may be another's soon */
+  pthread_mutex_unlock (&e->lock);
   return NULL;
 }
 
@@ -443,6 +454,19 @@ engine_set_deadline (struct engine *e, uint64_t deadline)
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&e->lock);
 
   e->deadline = deadline;
+}
+
+void
+engine_give_way (struct engine *e, bool yes)
+{
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&e->lock);
+
+  if (yes == e->giving_way)
+    return;
+  e->giving_way = yes;
+  for (unsigned i = 0; i < e->opt.channels; i++)
+    if (e->channels[i].tid != 0)
+      thread_give_way (e->channels[i].tid, yes);
 }
 
 void

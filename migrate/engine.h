@@ -123,6 +123,12 @@ bool engine_failed (struct engine *e, struct error *err);
  */
 void engine_set_deadline (struct engine *e, uint64_t deadline);
 
+/* Nobody waits for what is sent, unless it is urgent: here and at the
+ * destination the threads that do it give way to those that serve clients
+ * (giveway.h); or they do no longer.
+ */
+void engine_give_way (struct engine *e, bool yes);
+
 /* Bytes a second, 0: no limit.  At once. */
 void engine_set_bandwidth (struct engine *e, uint64_t bytes_s);
 

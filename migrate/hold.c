@@ -196,6 +196,7 @@ hold_begins (struct outgoing *o)
   pthread_mutex_lock (&o->lock);
   o->hold_began = now_ns ();
   o->hold_sent = 0;
+  outgoing_give_way (o);
   pthread_mutex_unlock (&o->lock);
 }
 

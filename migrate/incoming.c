@@ -15,6 +15,7 @@
 #include <string.h>
 
 #include "cleanup.h"
+#include "giveway.h"
 #include "incoming-impl.h"
 
 /* Enough for the list of some thousand bitmaps. */
@@ -199,6 +200,19 @@ enter (struct session *s, const struct packet_header *h, struct error *err)
   return 0;
 }
 
+/* This thread, which is its connection's, is as urgent as what it gets. */
+static void
+follow (const struct packet_header *h)
+{
+  static _Thread_local bool giving_way;
+  bool yes = h->flags & PACKET_PROGRESS;
+
+  if (yes == giving_way)
+    return;
+  giving_way = yes;
+  thread_give_way (thread_number (), yes);
+}
+
 static int
 data_packet (struct incoming_channel *ch, const uint8_t *buf,
              const struct packet_header *h, struct error *err)
@@ -208,6 +222,7 @@ data_packet (struct incoming_channel *ch, const uint8_t *buf,
 
   if (s == NULL)
     return -1;
+  follow (h);
   r = enter (s, h, err);
   if (r == 0) {
     r = h->type == PACKET_DATA ? incoming_data (s, buf, h, err)

@@ -103,6 +103,7 @@ struct outgoing {
   uint64_t wire_bytes, normal_bytes, zero_bytes, bitmap_bytes;
   uint64_t bandwidth;   /* bytes a second on the wire, as measured; 0: not */
   struct outgoing_cost cost; /* written by the migration thread alone */
+  bool slowed;          /* the brake is on */
   uint64_t hold_began, hold_sent; /* ns: the gates were shut, all was sent */
   struct migrate_compressed compressed;
   json_t *hints;        /* see outgoing_hints */
@@ -128,6 +129,11 @@ void outgoing_acked (void *o, struct buffer *b);
 
 /* Ship what is dirty, once through all disks, until it is acknowledged. */
 int outgoing_round (struct outgoing *o, struct error *err);
+
+/* The engine gives way to those who serve clients, unless somebody waits for
+ * what it sends.  The lock is held, and it is running.
+ */
+void outgoing_give_way (struct outgoing *o);
 
 /* Round after round, until what is left can be sent in the hold. */
 int outgoing_rounds (struct outgoing *o, struct error *err);

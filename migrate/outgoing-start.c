@@ -249,8 +249,10 @@ outgoing_set_params (struct outgoing *o, const struct migrate_params *params)
   o->params.downtime_limit = params->downtime_limit;
   o->params.copy_mode = params->copy_mode;
   mirror_set_wanted (o->mirror, params->copy_mode == MIGRATE_WRITE_BLOCKING);
-  if (o->running)
+  if (o->running) {
     engine_set_bandwidth (o->engine, params->max_bandwidth);
+    outgoing_give_way (o);
+  }
 }
 
 void

@@ -147,6 +147,8 @@ setup (struct outgoing *o, struct error *err)
   if (o->info.setup_ms == 0)
     o->info.setup_ms = (now_ns () - o->started_ns) / NS_PER_MS;
   mirror_set_wanted (o->mirror, o->params.copy_mode == MIGRATE_WRITE_BLOCKING);
+  o->slowed = false;
+  outgoing_give_way (o);
   pthread_mutex_unlock (&o->lock);
   return mirror_start (o->mirror, err);
 }

@@ -53,7 +53,7 @@ enum packet_type {
 /* Flags of a DATA packet. */
 #define PACKET_DEVICE_BLOCK 0x01 /* it is about a disk's blocks */
 #define PACKET_EOS          0x02 /* reserved, not sent */
-#define PACKET_PROGRESS     0x04 /* the same */
+#define PACKET_PROGRESS     0x04 /* nobody waits for it */
 #define PACKET_ZERO_BLOCK   0x08 /* some extents are zeros or holes */
 #define PACKET_HAS_BLOCK    0x10 /* it has a payload */
 #define PACKET_HAS_BITMAPS  0x20 /* it has bitmap sections */

@@ -113,6 +113,13 @@ outgoing_dirty (struct outgoing *o)
   return n;
 }
 
+void
+outgoing_give_way (struct outgoing *o)
+{
+  engine_give_way (o->engine, o->params.copy_mode == MIGRATE_BACKGROUND &&
+                                !o->slowed && o->hold_began == 0);
+}
+
 static void
 slow_writers (struct outgoing *o, uint64_t dirty)
 {
@@ -122,6 +129,11 @@ slow_writers (struct outgoing *o, uint64_t dirty)
   link = hold_rate (o);
   pthread_mutex_unlock (&o->lock);
   brake_round (&o->brake, o->drives, o->nr, dirty, link);
+  /* Writers are not slowed for want of a CPU that others have. */
+  pthread_mutex_lock (&o->lock);
+  o->slowed = o->brake.rate > 0;
+  outgoing_give_way (o);
+  pthread_mutex_unlock (&o->lock);
 }
 
 /* Has some bitmap changed without a write?  It is not sent in the hold if that
