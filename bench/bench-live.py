@@ -4,7 +4,9 @@
 """fio writes 4 KiB at random at a limited rate while the disk moves over TCP on
 loopback: our migration in both copy modes, beside QEMU's mirror to nbdkit's
 file plugin, in turn.  What the writer sees is told apart by time: before, while
-it moves, at the handover (the hold and 50 ms around it), and after it.
+it moves, at the handover (the hold and 50 ms around it), and after it.  Memory
+for the copy is touched and given back right before it begins, as a virtual
+machine's host would take it away again while the writer is watched at rest.
 """
 
 from ferrybench import *
@@ -23,26 +25,47 @@ size = a.size * MiB
 
 def make_source():
     rng = random.Random(3)
+    block = rng.randbytes(MiB)
     with open(path("src.raw"), "wb") as f:
-        for _ in range(a.size):
-            f.write(rng.randbytes(MiB))
+        for i in range(a.size):
+            f.write(i.to_bytes(8, "little") + block[8:])
     return path("src.raw")
 
 
 def writer(uri):
     w = Writer(uri, size, a.iops, a.depth)
-    time.sleep(0.5 + a.before)
+    time.sleep(0.5)
     return w
 
 
-def latencies(w, began, held, ended):
+def warm():
+    """A new disk of zeros, and memory for its data that is there for sure."""
+    with open(path("dst.raw"), "wb") as f:
+        f.truncate(size)
+    with open(path("ballast"), "wb", buffering=0) as f:
+        block = bytes(8 * MiB)
+        for _ in range(a.size // 8 + 32):
+            f.write(block)
+    return path("dst.raw")
+
+
+def watch():
+    """At rest; returns when that ended."""
+    time.sleep(a.before)
+    t = time.time()
+    os.unlink(path("ballast"))
+    time.sleep(0.2)
+    return t
+
+
+def latencies(w, rest, began, held, ended):
     """us, by phase."""
     phase = {"before": [], "during": [], "handover": [], "after": []}
     time.sleep(a.after)
     for t, us in w.end():
         if held - 0.05 <= t <= ended + 0.05:
             phase["handover"].append(us)
-        elif began - a.before < t < began:
+        elif rest - a.before < t < rest:
             phase["before"].append(us)
         elif began <= t < held:
             phase["during"].append(us)
@@ -52,13 +75,14 @@ def latencies(w, began, held, ended):
 
 
 def ferry(mode):
-    dst = warm_file("dst.raw", size)
+    dst = warm()
     no_sidecars()
     s = Daemon("s", [PLUGIN, "disk=vda=" + src, "control=" + path("s.ctl")])
     d = Daemon("d", [PLUGIN, "disk=vda=" + dst, "incoming=on"], "tcp")
     w = writer(s.uri())
     qmp = QMP(path("s.ctl"))
     qmp.command("migrate-set-parameters", **{"copy-mode": mode})
+    rest = watch()
     cpu, began = s.cpu() + d.cpu(), time.time()
     qmp.command("migrate", uri=d.uri("vda"))
     held = None
@@ -73,16 +97,17 @@ def ferry(mode):
     info = qmp.command("query-migrate")
     if status != "completed":
         raise RuntimeError(info)
-    lat = latencies(w, began, held, ended)
+    lat = latencies(w, rest, began, held, ended)
     s.stop()
     d.stop()
     return ended - began, cpu, info["x-ferry"]["hold-us"] / 1000, lat
 
 
 def mirror(mode):
-    dst = warm_file("dst.raw", size)
+    dst = warm()
     q, d = Qemu("q", src), Daemon("d", ["file", dst], "tcp")
     w = writer(q.uri())
+    rest = watch()
     cpu, began = q.cpu() + d.cpu(), time.time()
     q.qmp.command("blockdev-add", **{
         "driver": "raw", "node-name": "t",
@@ -96,7 +121,7 @@ def mirror(mode):
     q.qmp.event("BLOCK_JOB_COMPLETED")
     ended = time.time()
     cpu = q.cpu() + d.cpu() - cpu
-    lat = latencies(w, began, held, ended)
+    lat = latencies(w, rest, began, held, ended)
     q.stop()
     d.stop()
     return ended - began, cpu, (ended - held) * 1000, lat

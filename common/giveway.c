@@ -5,6 +5,7 @@
 
 #include <errno.h>
 #include <pthread.h>
+#include <sched.h>
 #include <sys/resource.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -19,7 +20,9 @@
 #define NICEST 19
 
 static pthread_once_t once = PTHREAD_ONCE_INIT;
-static bool can_take_back; /* read-only after 'once' */
+/* Read-only after 'once'. */
+static bool can_take_back; /* that it is nicer */
+static bool is_ordinary;   /* no other policy was chosen for the process */
 
 pid_t
 thread_number (void)
@@ -44,6 +47,7 @@ try_it (void *arg UNUSED)
 
   can_take_back = setpriority (PRIO_PROCESS, 0, was + 1) == 0 &&
                   setpriority (PRIO_PROCESS, 0, was) == 0;
+  is_ordinary = sched_getscheduler (getpid ()) == SCHED_OTHER;
   return NULL;
 }
 
@@ -59,13 +63,17 @@ find_out (void)
 void
 thread_give_way (pid_t tid, bool yes)
 {
-  int saved = errno, nice;
+  const struct sched_param param = { 0 };
+  int saved = errno;
 
+  /* What fails of this leaves it as it was. */
   pthread_once (&once, find_out);
-  if (!can_take_back)
-    return;
-  nice = usual () + (yes ? NICER : 0);
-  /* If this fails, it goes on as it was. */
-  setpriority (PRIO_PROCESS, tid, nice < NICEST ? nice : NICEST);
+  if (is_ordinary)
+    sched_setscheduler (tid, yes ? SCHED_BATCH : SCHED_OTHER, &param);
+  if (can_take_back) {
+    int nice = usual () + (yes ? NICER : 0);
+
+    setpriority (PRIO_PROCESS, tid, nice < NICEST ? nice : NICEST);
+  }
   errno = saved;
 }

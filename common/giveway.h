@@ -3,11 +3,12 @@
  *
  * A thread that moves a lot of data would take its share of the CPUs from the
  * threads that serve clients, who then wait for milliseconds where a request
- * takes 50 us.  So it gives way to them: it is nicer, but not by so much that
- * it starves where all CPUs are busy.
+ * takes 50 us.  So it gives way to them: when it is woken up it takes no CPU
+ * from a thread that runs (SCHED_BATCH), and it is nicer, but not by so much
+ * that it starves where all CPUs are busy.
  *
- * Nothing happens where this could not be taken back: for that a process needs
- * CAP_SYS_NICE, or a limit RLIMIT_NICE that allows it.
+ * It is not made nicer where this could not be taken back: for that a process
+ * needs CAP_SYS_NICE, or a limit RLIMIT_NICE that allows it.
  */
 #ifndef FERRY_GIVEWAY_H
 #define FERRY_GIVEWAY_H

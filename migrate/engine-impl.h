@@ -60,7 +60,6 @@ struct engine {
   unsigned on_wire;        /* packets */
   uint64_t busy_since;     /* ns, while on_wire > 0 */
   uint64_t deadline;  /* ns, of what is sent from now on; 0: none */
-  bool giving_way;    /* the channels' threads do */
   bool ending;        /* no more will be put */
   bool failed;
   struct error error;

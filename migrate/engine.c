@@ -73,7 +73,7 @@ begin_sending (struct engine *e, struct buffer *b)
 {
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&e->lock);
 
-  if (e->giving_way && !b->urgent && b->h.type == PACKET_DATA)
+  if (e->room.giving_way && !b->urgent && b->h.type == PACKET_DATA)
     b->h.flags |= PACKET_PROGRESS;
   if (e->on_wire++ == 0) {
     e->busy_since = now_ns ();
@@ -328,7 +328,7 @@ engine_channel (void *arg)
 
   pthread_mutex_lock (&e->lock);
   ch->tid = thread_number ();
-  thread_give_way (ch->tid, e->giving_way);
+  thread_give_way (ch->tid, e->room.giving_way);
   pthread_mutex_unlock (&e->lock);
   while ((b = next_full (e, ch->number - 1)) != NULL) {
     int r = send_buffer (ch, b);
@@ -461,9 +461,9 @@ engine_give_way (struct engine *e, bool yes)
 {
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&e->lock);
 
-  if (yes == e->giving_way)
+  if (yes == e->room.giving_way)
     return;
-  e->giving_way = yes;
+  e->room.giving_way = yes;
   for (unsigned i = 0; i < e->opt.channels; i++)
     if (e->channels[i].tid != 0)
       thread_give_way (e->channels[i].tid, yes);

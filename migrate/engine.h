@@ -34,6 +34,7 @@
 #include "packet.h"
 
 #define ENGINE_PAYLOAD     (1 << 20) /* bytes of block data in a packet */
+#define ENGINE_PAYLOAD_WAY (1 << 18) /* while it gives way */
 #define ENGINE_PAYLOAD_MAX (8 << 20) /* where round trips are long */
 
 struct range_list {

@@ -32,6 +32,9 @@
 /* Round trips so long count. */
 #define FAR (5 * NS_PER_MS)
 
+/* See hold_can_shrink. */
+#define SMALL_PART 8
+
 /* A flush that took long is followed by another, but not for ever. */
 #define MAX_FLUSHES 4
 
@@ -184,6 +187,19 @@ hold_is_short (struct outgoing *o, uint64_t dirty)
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&o->lock);
 
   return dirty <= hold_rate (o) / 1000 * o->params.downtime_limit;
+}
+
+/* What is left after a round was dirtied while it ran.  If it takes but a small
+ * part of that time to send, then as small a part of it is left after the next
+ * round.  That pays until it is less than what the hold costs at any rate.
+ */
+bool
+hold_can_shrink (struct outgoing *o, uint64_t dirty, uint64_t took)
+{
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&o->lock);
+  uint64_t ns = (double) dirty * NS_PER_S / (hold_rate (o) + 1);
+
+  return ns > hold_fixed_cost (o) && ns < took / SMALL_PART;
 }
 
 /* ---- the hold itself ---- */

@@ -191,6 +191,11 @@ uint64_t hold_rate (const struct outgoing *o);
 /* Can that much be sent within the downtime limit? */
 bool hold_is_short (struct outgoing *o, uint64_t dirty);
 
+/* Would one more round, after one that took 'took' ns, make the hold shorter
+ * by more than it costs?
+ */
+bool hold_can_shrink (struct outgoing *o, uint64_t dirty, uint64_t took);
+
 /* The gates have been shut; all has been sent; requests go on. */
 void hold_begins (struct outgoing *o);
 void hold_has_sent (struct outgoing *o);

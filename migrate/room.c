@@ -39,7 +39,7 @@ near_room (const struct room *r, bool urgent)
 {
   unsigned others = r->channels > 1 ? r->channels - 1 : 1;
   double fills = (double) r->rate * r->rtt / NS_PER_S * 3 / 2 / others;
-  size_t room = ENGINE_PAYLOAD;
+  size_t room = r->giving_way ? ENGINE_PAYLOAD_WAY : ENGINE_PAYLOAD;
 
   if (r->rate > 0 && urgent) {
     room = (double) r->rate * (r->rtt + URGENT_WAIT) / NS_PER_S / others;

@@ -2,7 +2,10 @@
  * SPDX-License-Identifier: BSD-3-Clause
  *
  * One packet is under way on each channel.  While one is being answered the
- * others must keep the link busy; on a short one, a megabyte is enough for that.
+ * others must keep the link busy; on a short one, a megabyte is enough for that,
+ * and less takes no more time.  A system call that moves data often keeps its CPU
+ * to its end, and a client may have to wait for it: so packets are smaller while
+ * their threads give way.
  *
  * Where round trips are long, TCP shares the link among all channels, and the
  * share of one that waits for its answer is not soon given to others.  So
@@ -28,6 +31,7 @@ struct room {
   uint64_t left;     /* bytes that packets are still to be filled with, about */
   uint64_t taken;    /* buffers, to be filled */
   uint64_t first_ns; /* when the first one was; 0: not yet */
+  bool giving_way;   /* to those that serve clients, for the CPU */
 };
 
 /* Bytes for the next packet.  'urgent': somebody may have to wait behind it;

@@ -168,19 +168,23 @@ int
 outgoing_rounds (struct outgoing *o, struct error *err)
 {
   for (;;) {
-    uint64_t began = now_ns (), dirty;
+    uint64_t began = now_ns (), took, dirty;
 
     if (sync_if_pending (o, err) == -1 ||
         blobs_send (o->blobs, o->engine, err) == -1 ||
         round_and_flush (o, err) == -1)
       return -1;
     dirty = outgoing_dirty (o) + blobs_pending (o->blobs);
+    took = now_ns () - began;
     pthread_mutex_lock (&o->lock);
-    o->info.dirty_rate = dirty * NS_PER_S / (now_ns () - began + 1);
+    o->info.dirty_rate = dirty * NS_PER_S / (took + 1);
     pthread_mutex_unlock (&o->lock);
     outgoing_tell (o);
-    if (hold_is_short (o, dirty) && !bitmaps_pending (o))
-      return 0;
-    slow_writers (o, dirty);
+    if (hold_is_short (o, dirty) && !bitmaps_pending (o)) {
+      if (!hold_can_shrink (o, dirty, took))
+        return 0;
+    }
+    else
+      slow_writers (o, dirty);
   }
 }
