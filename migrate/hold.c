@@ -191,7 +191,7 @@ hold_is_short (struct outgoing *o, uint64_t dirty)
 
 /* What is left after a round was dirtied while it ran.  If it takes but a small
  * part of that time to send, then as small a part of it is left after the next
- * round.  That pays until it is less than what the hold costs at any rate.
+ * round.  That pays until it is less than what a round costs at any rate.
  */
 bool
 hold_can_shrink (struct outgoing *o, uint64_t dirty, uint64_t took)
@@ -199,7 +199,7 @@ hold_can_shrink (struct outgoing *o, uint64_t dirty, uint64_t took)
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&o->lock);
   uint64_t ns = (double) dirty * NS_PER_S / (hold_rate (o) + 1);
 
-  return ns > hold_fixed_cost (o) && ns < took / SMALL_PART;
+  return ns > 2 * (o->cost.rtt + o->cost.best_flush) && ns < took / SMALL_PART;
 }
 
 /* ---- the hold itself ---- */
