@@ -123,6 +123,7 @@ struct drive {
   struct disk *remote;   /* of DRIVE_FORWARD, like 'mode' */
   _Atomic (struct drive_mirror *) mirror; /* or NULL; see drive_set_mirror */
   struct throttle throttle; /* has its own lock */
+  atomic_bool used; /* by clients, since it was cleared (drive_was_used) */
 
   /* What is marked in persistent bitmaps does not reach the sidecar any more,
    * and so writes fail, for good.  Set before the first mark that is lost can
@@ -225,6 +226,9 @@ enum drive_mode drive_get_mode (struct drive *d);
 bool drive_is_elsewhere (const struct drive *d);
 
 /* ---- requests (drive/io.c); 0, or -1 with errno ---- */
+
+/* Has there been one since this was asked last?  Any thread. */
+bool drive_was_used (struct drive *d);
 
 int drive_pread (struct drive *d, void *buf, size_t count, uint64_t offset);
 /* Through the gate for writes, with the regions of that range armed if need

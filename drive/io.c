@@ -16,6 +16,23 @@
 #include "drive.h"
 #include "unsure.h"
 
+/* Relaxed, as it is nothing but a hint; and mostly no more than a look, so that
+ * each CPU keeps the line.
+ */
+static void
+note_use (struct drive *d)
+{
+  if (!atomic_load_explicit (&d->used, memory_order_relaxed))
+    atomic_store_explicit (&d->used, true, memory_order_relaxed);
+}
+
+bool
+drive_was_used (struct drive *d)
+{
+  return atomic_load_explicit (&d->used, memory_order_relaxed) &&
+         atomic_exchange_explicit (&d->used, false, memory_order_relaxed);
+}
+
 /* Make the regions of that range durably armed. */
 static int
 arm (struct drive *d, uint64_t offset, uint64_t len)
@@ -120,6 +137,7 @@ begin_write (struct drive *d, uint64_t offset, uint64_t len, uint64_t cost)
 {
   int token;
 
+  note_use (d);
   throttle_wait (&d->throttle, cost);
   token = enter_hooked (d, offset, len);
   if (token == -1)
@@ -281,6 +299,7 @@ drive_pread (struct drive *d, void *buf, size_t count, uint64_t offset)
 
   if (token == -1)
     return -1;
+  note_use (d);
   t = target (d);
   return end_read (d, token, t->ops->pread (t, buf, count, offset));
 }

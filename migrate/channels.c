@@ -33,7 +33,7 @@ migrate_near_channels (void)
 {
   long cpus = sysconf (_SC_NPROCESSORS_ONLN);
 
-  return cpus <= 4 ? 4 : cpus >= 8 ? 8 : cpus;
+  return cpus <= 2 ? 3 : 4;
 }
 
 /* A channel has one packet in flight, and TCP begins each slowly.  So where

@@ -470,6 +470,14 @@ engine_give_way (struct engine *e, bool yes)
 }
 
 void
+engine_note_clients (struct engine *e)
+{
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&e->lock);
+
+  e->room.clients_ns = now_ns ();
+}
+
+void
 engine_set_bandwidth (struct engine *e, uint64_t bytes_s)
 {
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&e->lock);

@@ -34,7 +34,7 @@
 #include "packet.h"
 
 #define ENGINE_PAYLOAD     (1 << 20) /* bytes of block data in a packet */
-#define ENGINE_PAYLOAD_WAY (1 << 18) /* while it gives way */
+#define ENGINE_PAYLOAD_WAY (1 << 17) /* while it gives way to clients */
 #define ENGINE_PAYLOAD_MAX (8 << 20) /* where round trips are long */
 
 struct range_list {
@@ -129,6 +129,9 @@ void engine_set_deadline (struct engine *e, uint64_t deadline);
  * (giveway.h); or they do no longer.
  */
 void engine_give_way (struct engine *e, bool yes);
+
+/* There are such clients just now. */
+void engine_note_clients (struct engine *e);
 
 /* Bytes a second, 0: no limit.  At once. */
 void engine_set_bandwidth (struct engine *e, uint64_t bytes_s);

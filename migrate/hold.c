@@ -49,15 +49,6 @@ learn_round_trip (struct outgoing *o, uint64_t ns)
   engine_set_round_trip (o->engine, ns);
 }
 
-void
-hold_connected (struct outgoing *o, uint64_t round_trip)
-{
-  pthread_mutex_lock (&o->lock);
-  o->cost.work = (struct engine_work){ 0 }; /* the engine is a new one */
-  pthread_mutex_unlock (&o->lock);
-  learn_round_trip (o, round_trip);
-}
-
 /* Round trips of that length are saved where others do for them. */
 static bool
 is_far (const struct outgoing *o)
@@ -89,6 +80,17 @@ hold_measure_link (struct outgoing *o, struct error *err)
   o->bandwidth = (double) bytes * NS_PER_S / (ns + 1);
   pthread_mutex_unlock (&o->lock);
   return 0;
+}
+
+int
+hold_connected (struct outgoing *o, uint64_t round_trip, struct error *err)
+{
+  pthread_mutex_lock (&o->lock);
+  o->cost.work = (struct engine_work){ 0 }; /* the engine is a new one */
+  pthread_mutex_unlock (&o->lock);
+  learn_round_trip (o, round_trip);
+  /* A short one was mostly the other side's work. */
+  return is_far (o) ? 0 : hold_measure_link (o, err);
 }
 
 static int

@@ -169,7 +169,8 @@ struct client *outgoing_open_channel (struct outgoing *o,
 /* ---- hold.c ---- */
 
 /* A connection was made, and the engine runs; its round trip, ns. */
-void hold_connected (struct outgoing *o, uint64_t round_trip);
+int hold_connected (struct outgoing *o, uint64_t round_trip,
+                    struct error *err);
 
 /* Between rounds: find out how fast the link is. */
 int hold_measure_link (struct outgoing *o, struct error *err);

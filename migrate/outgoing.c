@@ -121,7 +121,7 @@ connect (struct outgoing *o, struct error *err)
   if (r == 0)
     r = start_flusher (o, &c, err);
   if (r == 0)
-    hold_connected (o, c.round_trip);
+    r = hold_connected (o, c.round_trip, err);
   channels_close (&c);
   return r;
 }

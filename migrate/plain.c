@@ -19,6 +19,9 @@
 #include "plain-impl.h"
 #include "remote.h"
 
+/* Each has one request under way. */
+#define DEFAULT_CHANNELS 4
+
 /* A server that is lost may come back within that time, unless something was
  * being written.
  */
@@ -432,7 +435,7 @@ plain_start (struct drive *const *drives, size_t nr, const char *uri,
   p->params = *params;
   pacer_set_rate (&p->pacer, params->max_bandwidth);
   if (p->params.channels == 0)
-    p->params.channels = migrate_near_channels ();
+    p->params.channels = DEFAULT_CHANNELS;
   /* One reads while the other one sends, even over one connection. */
   p->workers = p->params.channels > 1 ? p->params.channels : 2;
   p->started_ns = now_ns ();

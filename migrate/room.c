@@ -34,12 +34,22 @@
 #define FAR_MAX      (32 << 20)
 #define FAR_LEAST    (512 << 10) /* at first */
 
+/* A round trip of less is no reason for larger packets: it is work, not way. */
+#define NOTHING (NS_PER_MS / 2)
+
+/* So long after its last request a client counts. */
+#define CLIENTS NS_PER_S
+
 static size_t
-near_room (const struct room *r, bool urgent)
+near_room (const struct room *r, bool urgent, uint64_t now)
 {
   unsigned others = r->channels > 1 ? r->channels - 1 : 1;
-  double fills = (double) r->rate * r->rtt / NS_PER_S * 3 / 2 / others;
-  size_t room = r->giving_way ? ENGINE_PAYLOAD_WAY : ENGINE_PAYLOAD;
+  double fills = r->rtt < NOTHING
+                   ? 0
+                   : (double) r->rate * r->rtt / NS_PER_S * 3 / 2 / others;
+  bool small = r->giving_way && r->clients_ns > 0 &&
+               now - r->clients_ns < CLIENTS;
+  size_t room = small ? ENGINE_PAYLOAD_WAY : ENGINE_PAYLOAD;
 
   if (r->rate > 0 && urgent) {
     room = (double) r->rate * (r->rtt + URGENT_WAIT) / NS_PER_S / others;
@@ -82,7 +92,7 @@ room_choose (struct room *r, bool urgent, size_t piece, uint64_t now)
 
   if (r->first_ns == 0)
     r->first_ns = now;
-  room = r->rtt >= FAR && !urgent ? far_room (r, now) : near_room (r, urgent);
+  room = r->rtt >= FAR && !urgent ? far_room (r, now) : near_room (r, urgent, now);
   r->taken++;
   room = smaller (room, r->left / r->channels + SHARE);
   room = smaller (room, BUFFERS_MAX / r->buffers);

@@ -5,7 +5,7 @@
  * others must keep the link busy; on a short one, a megabyte is enough for that,
  * and less takes no more time.  A system call that moves data often keeps its CPU
  * to its end, and a client may have to wait for it: so packets are smaller while
- * their threads give way.
+ * their threads give way and there are clients.
  *
  * Where round trips are long, TCP shares the link among all channels, and the
  * share of one that waits for its answer is not soon given to others.  So
@@ -32,6 +32,7 @@ struct room {
   uint64_t taken;    /* buffers, to be filled */
   uint64_t first_ns; /* when the first one was; 0: not yet */
   bool giving_way;   /* to those that serve clients, for the CPU */
+  uint64_t clients_ns; /* when there were any last; 0: never */
 };
 
 /* Bytes for the next packet.  'urgent': somebody may have to wait behind it;

@@ -24,10 +24,15 @@ outgoing_fill (void *opaque, unsigned worker, struct buffer *b,
                struct error *err)
 {
   struct outgoing *o = opaque;
+  bool clients = false;
   int r = 0;
 
   /* For the packets to come. */
   engine_expect (o->engine, outgoing_dirty (o));
+  for (size_t i = 0; i < o->nr; i++)
+    clients |= drive_was_used (o->drives[i]);
+  if (clients)
+    engine_note_clients (o->engine);
   for (size_t i = 0; i < o->nr && r == 0; i++)
     r = shipment_fill (&o->shipments[i], b, o->params.compression,
                        &o->compressors[worker], err);

@@ -43,6 +43,14 @@ test_near (void **state)
   assert_int_equal (next (&r, LATER), ENGINE_PAYLOAD);
   r.rate = 3000 * MiB;
   assert_int_equal (next (&r, LATER), ENGINE_PAYLOAD);
+  /* It gives way, while there is anybody to give way to. */
+  r.giving_way = true;
+  assert_int_equal (next (&r, LATER), ENGINE_PAYLOAD);
+  r.clients_ns = LATER - NS_PER_S / 2;
+  assert_int_equal (next (&r, LATER), ENGINE_PAYLOAD_WAY);
+  assert_int_equal (next (&r, LATER + NS_PER_S), ENGINE_PAYLOAD);
+  r.giving_way = false;
+  assert_int_equal (next (&r, LATER), ENGINE_PAYLOAD);
   /* Slow: what is urgent waits behind it. */
   r.rate = 10 * MiB;
   assert_int_equal (room_choose (&r, true, SIZE_MAX, LATER), 64 << 10);
