@@ -160,7 +160,7 @@ open_peer (struct departure *p, const struct where *w, struct error *err)
   if (c == NULL)
     return NULL;
   client_set_timeout (c, COMMIT_TIMEOUT_MS);
-  if (check_destination (c, err) == 0 &&
+  if (check_destination (c, err) != -1 &&
       check_prepared (c, &w->session, w->attempt, &w->lineage, err) == 0)
     return c;
   error_prefix (err, "%s", w->uri);

@@ -36,8 +36,7 @@ check (const struct description *a, const struct description *b)
   same (a->uri, b->uri);
   must (a->epoch == b->epoch && a->attempt == b->attempt &&
         a->paused == b->paused && a->nr == b->nr && a->nr > 0);
-  must (a->params.channels >= 1 &&
-        a->params.channels <= MIGRATE_MAX_CHANNELS &&
+  must (a->params.channels <= MIGRATE_MAX_CHANNELS && /* 0: not chosen */
         a->params.channels == b->params.channels &&
         a->params.max_bandwidth == b->params.max_bandwidth &&
         a->params.downtime_limit == b->params.downtime_limit &&

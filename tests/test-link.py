@@ -79,7 +79,7 @@ def crowded_server():
         m = Move(limit=limit, delay=25)
         m.start()
         info = m.end()
-        assert 4 <= info["x-ferry"]["channels"] <= limit - 3, info
+        assert 3 <= info["x-ferry"]["channels"] <= limit - 3, info
         print("limit %d: %d channels" % (limit, info["x-ferry"]["channels"]))
 
 

@@ -110,7 +110,8 @@ wrong += ["control.md: there is no %s" % c for c in sorted(written - there)]
 
 # Every document is reachable from the README, and every link leads somewhere.
 readme = read("README.md")
-docs = sorted(os.listdir(os.path.join(SRC, "docs")))
+docs = sorted(d for d in os.listdir(os.path.join(SRC, "docs"))
+              if d.endswith(".md"))
 wrong += ["README.md: no link to docs/%s" % d for d in docs
           if "(docs/%s)" % d not in readme]
 for path in ["README.md"] + ["docs/" + d for d in docs]:

@@ -261,8 +261,10 @@ def test_queries(qmp):
 
 def test_parameters(qmp):
     default = qmp.command("query-migrate-parameters")
+    assert default["multifd-channels"] in (3, 4), default # by the CPUs
     assert default == {"max-bandwidth": 0, "downtime-limit": 30,
-                       "multifd-channels": 4, "multifd-compression": "none",
+                       "multifd-channels": default["multifd-channels"],
+                       "multifd-compression": "none",
                        "copy-mode": "background",
                        "multifd-zlib-level": 1, "multifd-zstd-level": 1,
                        "x-ferry-resume": True}

@@ -361,7 +361,9 @@ keep_writing (struct job *job)
   static const uint8_t sector[512] = { 3 };
   uint64_t random = (uintptr_t) job->arg;
 
-  for (unsigned i = 0; i < WRITES; i++) {
+  /* However slow clears are beside writes, some come between them. */
+  for (unsigned i = 0;
+       i < WRITES || (atomic_load (&cleared) < 2 && i < 1000 * WRITES); i++) {
     unsigned now = atomic_load (&cleared) + 1, was;
     uint64_t n;
 
