@@ -4,39 +4,23 @@
 """A disk of random data over a link of 1 Gbit/s and 50 ms round trip
 (wanlink.c, between two network namespaces): nbdferry with default settings
 beside nbdcopy, QEMU's mirror to nbdkit, and plain TCP, in turn; and what the
-line itself could carry.  Needs root, ip(8) and /dev/net/tun.
-
-usage: bench-wan.py [--rounds N] [--size MiB] [--rtt MS] [--rate BITS]
-                    [--queue MS] [--mtu N] [--tools a,b,...] [--channels N,...]
-                    [--verbose]
+line itself could carry.  Needs root, ip(8) and /dev/net/tun.  With --channels
+nbdferry is also run with so many, e.g. 1,4; --cc says how TCP controls
+congestion; --verbose 1 shows more of each migration.
 """
-
-import argparse
-import filecmp
-import sys
 
 from ferrybench import *
 
-TOOLS = ["nbdferry", "nbdcopy", "nbdcopy -C4 -T4", "QEMU mirror",
-         "TCP x 4"]
+TOOLS = ["nbdferry", "nbdcopy", "nbdcopy -C4 -T4", "TCP x 4"]
+if QEMU:
+    TOOLS.insert(3, "QEMU mirror")
 HEADERS = 20 + 32  # of IP and TCP, with its timestamp
 HOST = "10.99.17.2"
 
-ap = argparse.ArgumentParser()
-ap.add_argument("--rounds", type=int, default=3)
-ap.add_argument("--size", type=int, default=256)
-ap.add_argument("--rtt", type=float, default=50)
-ap.add_argument("--rate", type=float, default=1e9)
-ap.add_argument("--queue", type=int, default=100)
-ap.add_argument("--mtu", type=int, default=9000)
-ap.add_argument("--cc", help="how TCP controls congestion")
-ap.add_argument("--tools", default=",".join(TOOLS))
-ap.add_argument("--channels", default="",
-                help="nbdferry also with so many, e.g. 1,4")
-ap.add_argument("--seconds", type=float, default=1e9,
-                help="begin no other round after that")
-ap.add_argument("--verbose", action="store_true")
-a = ap.parse_args()
+a = options(__doc__, rounds=(3, 1), size=(256, 32), rtt=(50.0, 50.0),
+            rate=(1e9, 1e9), queue=(100, 100), mtu=(9000, 9000), cc=("", ""),
+            tools=(",".join(TOOLS), "nbdferry,nbdcopy"), channels=("", ""),
+            verbose=(0, 0))
 size = a.size * MiB
 
 
@@ -47,9 +31,9 @@ def sh(*argv):
                           text=True).stdout
 
 
-if os.getuid() != 0 or not os.path.exists("/dev/net/tun") or \
-        not shutil.which("ip"):
-    print("skipped: this needs root, ip(8) and /dev/net/tun")
+need("ip", "nbdcopy")
+if os.getuid() != 0 or not os.path.exists("/dev/net/tun"):
+    print("skipped: this needs root and /dev/net/tun")
     sys.exit(0)
 HERE, THERE = "ferryA%d" % os.getpid(), "ferryB%d" % os.getpid()
 
@@ -101,8 +85,7 @@ def nbdkit():
 
 def ferry(*params):
     dst = warm_file("dst.raw", size)
-    for f in ("src.raw.ferry", "dst.raw.ferry"):
-        shutil.rmtree(path(f), ignore_errors=True)
+    no_sidecars()
     s = Daemon("s", [PLUGIN, "disk=vda=" + src, "control=" + path("s.ctl")],
                prefix=inside(HERE))
     d = Daemon("d", [PLUGIN, "disk=vda=" + dst, "incoming=insecure"], "tcp",
@@ -120,8 +103,7 @@ def ferry(*params):
                 print("#", *[" ".join(x.split()) for x in f if "VmHWM" in x])
     s.stop()
     d.stop()
-    if not filecmp.cmp(src, dst, shallow=False):
-        raise RuntimeError("the copy differs")
+    same(src, dst)
     return t, cpu
 
 
@@ -222,13 +204,7 @@ for n in filter(None, a.channels.split(",")):
 remove_namespaces()
 try:
     link = Link()
-    results = {t: [] for t in tools}
-    began = time.monotonic()
-    for i in range(a.rounds):
-        if time.monotonic() - began > a.seconds:
-            break
-        for t in tools if i % 2 == 0 else tools[::-1]:
-            results[t].append(RUN[t]())
+    results = in_turn({t: RUN[t] for t in tools}, a.rounds)
     rows = []
     for t in tools:
         v = [r[0] for r in results[t]]
@@ -243,5 +219,9 @@ try:
                                "net.ipv4.tcp_congestion_control").strip()),
           ["tool", "s", "min", "max", "MiB/s", "cpu s"], rows)
     link.stop()
+    if "nbdferry" in tools:
+        goal("WAN", "MiB/s with default settings",
+             a.size / med([r[0] for r in results["nbdferry"]]), least=100)
+    done()
 finally:
     remove_namespaces()
