@@ -41,12 +41,22 @@ migrate_near_channels (void)
  * no use than there are processors to work on packets.
  */
 static unsigned
-channels_for (uint64_t round_trip)
+channels_for (uint64_t round_trip, unsigned near)
 {
   if (round_trip < SOON)
-    return migrate_near_channels ();
+    return near;
   return round_trip < 8 * NS_PER_MS ? 8 : round_trip < 32 * NS_PER_MS ? 16
                                                                       : MANY;
+}
+
+/* Mirrored writes have one of their own (engine.h). */
+static unsigned
+near_channels (struct outgoing *o)
+{
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&o->lock);
+
+  return migrate_near_channels () +
+         (o->params.copy_mode == MIGRATE_WRITE_BLOCKING);
 }
 
 /* ---- HELLO ---- */
@@ -217,6 +227,7 @@ struct opening {
 struct wave {
   struct outgoing *o;
   bool few;             /* the server does not take many */
+  unsigned near;        /* data channels to one that is near */
   json_t *hello;        /* read-only, as is the next */
   json_t *hello_lists;  /* with the lists of bitmaps */
   struct opening v[2 + MIGRATE_MAX_CHANNELS];
@@ -356,7 +367,7 @@ begin_all (struct wave *w, unsigned *needed, struct error *err)
 
   *needed = given ? given : 1;
   if (add (w, CONTROL, err) == -1 || add (w, FLUSHES, err) == -1 ||
-      add_data (w, &nr, given ? given : migrate_near_channels (), err) == -1)
+      add_data (w, &nr, given ? given : w->near, err) == -1)
     return -1;
   if (given > 0 || w->few || !is_far (w))
     return 0;
@@ -426,6 +437,7 @@ open_wave (struct outgoing *o, struct channels *c, bool few, bool *crowded,
     return error_set (err, ENOMEM, "%m");
   w->o = o;
   w->few = few;
+  w->near = near_channels (o);
   pthread_mutex_init (&w->lock, NULL);
   clock_cond_init (&w->changed);
   w->hello = hello_body (o);
@@ -438,7 +450,8 @@ open_wave (struct outgoing *o, struct channels *c, bool few, bool *crowded,
   if (r == 0)
     r = begin_all (w, &needed, err);
   r = gather (w, c, needed, r, crowded, err);
-  while (o->params.channels == 0 && c->nr > channels_for (c->round_trip))
+  while (o->params.channels == 0 &&
+         c->nr > channels_for (c->round_trip, w->near))
     client_close (c->data[--c->nr]);
   for (size_t i = 0; i < o->nr; i++) {
     if (r == 0 && lists[i].told)

@@ -15,7 +15,9 @@ struct channel {
   struct client *client; /* the thread's own */
   unsigned number;       /* from 1; 0 is the control channel */
   pthread_t thread;
-  pid_t tid;             /* protected by the engine's lock; 0: not there yet */
+  pid_t tid;             /* protected by the engine's lock, as is the next;
+                            0: not there yet */
+  bool giving_way;
 };
 
 /* Full buffers of one kind, in a ring, and how many are on the wire. */
@@ -38,6 +40,7 @@ struct engine {
   pthread_cond_t can_fill; /* a buffer is empty, or it failed */
   pthread_cond_t can_send; /* a buffer is full or to be filled, or it failed,
                               or ends */
+  pthread_cond_t lane_can_send; /* the same, for the lane's thread */
   pthread_cond_t drained;  /* nothing is under way or being filled, or it
                               failed */
   struct buffer **empty;   /* stack */
@@ -49,6 +52,9 @@ struct engine {
   unsigned filling;       /* threads that are in it */
   bool urgent_got;        /* the last buffer was taken for an urgent one */
   bool limited;           /* the bandwidth is */
+  bool give_way, mirrors; /* as engine_give_way was told */
+  bool lane;              /* the last channel has only what is urgent, and the
+                             others have the rest */
   bool choosing;          /* a channel waits for its turn to send */
   bool turn;              /* it has come */
   bool urgent_last;       /* the last one that was sent was urgent */
@@ -67,5 +73,8 @@ struct engine {
 
 /* A channel's thread, from beginning to end. */
 void *engine_channel (void *ch);
+
+/* All of them have to look again.  Lock held. */
+void engine_wake_channels (struct engine *e);
 
 #endif /* FERRY_ENGINE_IMPL_H */

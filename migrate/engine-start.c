@@ -66,6 +66,7 @@ engine_start (const struct engine_options *opt, struct client **clients,
   pthread_mutex_init (&e->lock, NULL);
   pthread_cond_init (&e->can_fill, NULL);
   pthread_cond_init (&e->can_send, NULL);
+  pthread_cond_init (&e->lane_can_send, NULL);
   pthread_cond_init (&e->drained, NULL);
   pacer_init (&e->pacer);
   e->channels = calloc (opt->channels, sizeof e->channels[0]);
@@ -107,7 +108,7 @@ engine_free (struct engine *e)
     return;
   pthread_mutex_lock (&e->lock);
   e->ending = true;
-  pthread_cond_broadcast (&e->can_send);
+  engine_wake_channels (e);
   pthread_mutex_unlock (&e->lock);
   for (unsigned i = 0; i < e->running; i++)
     pthread_join (e->channels[i].thread, NULL);
@@ -121,6 +122,7 @@ engine_free (struct engine *e)
   pthread_mutex_destroy (&e->lock);
   pthread_cond_destroy (&e->can_fill);
   pthread_cond_destroy (&e->can_send);
+  pthread_cond_destroy (&e->lane_can_send);
   pthread_cond_destroy (&e->drained);
   pacer_destroy (&e->pacer);
   free (e->channels);

@@ -21,6 +21,61 @@
 /* So long after an urgent packet others are kept small. */
 #define URGENT_PERIOD NS_PER_S
 
+/* With longer round trips there is no lane. */
+#define LANE_TRIP NS_PER_MS
+
+/* ---- who gives way, and the lane ---- */
+
+void
+engine_wake_channels (struct engine *e)
+{
+  pthread_cond_broadcast (&e->can_send);
+  pthread_cond_broadcast (&e->lane_can_send);
+}
+
+static bool
+is_lane (const struct engine *e, const struct channel *ch)
+{
+  return e->lane && ch->number == e->opt.channels;
+}
+
+/* Lock held. */
+static void
+set_way (struct engine *e, struct channel *ch)
+{
+  bool yes = e->room.giving_way && !is_lane (e, ch);
+
+  if (ch->tid == 0 || yes == ch->giving_way)
+    return;
+  ch->giving_way = yes;
+  thread_give_way (ch->tid, yes);
+}
+
+/* Something has changed that decides on them.  Lock held. */
+static void
+set_ways (struct engine *e)
+{
+  bool lane = e->mirrors && !e->limited && e->opt.channels > 1 &&
+              e->room.rtt > 0 && e->room.rtt < LANE_TRIP;
+
+  if (lane != e->lane)
+    engine_wake_channels (e);
+  e->lane = lane;
+  e->room.giving_way = e->give_way && (!e->mirrors || lane);
+  for (unsigned i = 0; i < e->opt.channels; i++)
+    set_way (e, &e->channels[i]);
+}
+
+void
+engine_give_way (struct engine *e, bool yes, bool mirrors)
+{
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&e->lock);
+
+  e->give_way = yes;
+  e->mirrors = mirrors;
+  set_ways (e);
+}
+
 /* ---- errors ---- */
 
 static void
@@ -32,7 +87,7 @@ fail_locked (struct engine *e, const struct error *why)
     stop_throw (e->opt.stop);
   }
   pthread_cond_broadcast (&e->can_fill);
-  pthread_cond_broadcast (&e->can_send);
+  engine_wake_channels (e);
   pthread_cond_broadcast (&e->drained);
   pacer_stop (&e->pacer);
 }
@@ -171,7 +226,8 @@ put_full (struct engine *e, struct buffer *b)
 
   q->ring[(q->first + q->nr) % e->nr_buffers] = b;
   q->nr++;
-  pthread_cond_signal (&e->can_send);
+  pthread_cond_signal (e->lane && b->urgent ? &e->lane_can_send
+                                            : &e->can_send);
 }
 
 /* ---- empty buffers ---- */
@@ -189,7 +245,8 @@ choose_room (struct engine *e)
 {
   size_t piece = pacer_piece (&e->pacer, e->room.rtt, e->opt.channels);
 
-  return room_choose (&e->room, is_urgent_time (e), piece, now_ns ());
+  return room_choose (&e->room, is_urgent_time (e) && !e->lane, piece,
+                      now_ns ());
 }
 
 /* Lock held. */
@@ -229,11 +286,22 @@ may_take (const struct engine *e, bool urgent)
 
 /* ---- channels ---- */
 
-static struct buffer *
-take_full (struct engine *e)
+/* Has that channel anything to send?  Lock held. */
+static bool
+has_full (const struct engine *e, const struct channel *ch)
 {
-  bool urgent = e->urgent.nr > 0 &&
-                (e->ordinary.nr == 0 || !e->urgent_last);
+  if (e->lane)
+    return (is_lane (e, ch) ? &e->urgent : &e->ordinary)->nr > 0;
+  return e->ordinary.nr + e->urgent.nr > 0;
+}
+
+/* It has.  Lock held. */
+static struct buffer *
+take_full (struct engine *e, const struct channel *ch)
+{
+  bool urgent = e->lane ? is_lane (e, ch)
+                        : e->urgent.nr > 0 &&
+                            (e->ordinary.nr == 0 || !e->urgent_last);
   struct queue *q = urgent ? &e->urgent : &e->ordinary;
   struct buffer *b = q->ring[q->first];
 
@@ -273,19 +341,20 @@ fill_one (struct engine *e, unsigned worker)
  * waits for a turn has what is to be sent then.  Lock held.
  */
 static bool
-wait_full (struct engine *e, unsigned worker)
+wait_full (struct engine *e, const struct channel *ch)
 {
   while (!e->failed) {
-    bool full = e->ordinary.nr + e->urgent.nr > 0;
+    bool full = has_full (e, ch);
 
     if (full && !e->choosing)
       return true;
-    if (!full && e->run && may_take (e, false))
-      fill_one (e, worker);
+    if (!full && e->run && !is_lane (e, ch) && may_take (e, false))
+      fill_one (e, ch->number - 1);
     else if (!full && e->ending)
       return false;
     else
-      pthread_cond_wait (&e->can_send, &e->lock);
+      pthread_cond_wait (is_lane (e, ch) ? &e->lane_can_send : &e->can_send,
+                         &e->lock);
   }
   return false;
 }
@@ -294,11 +363,11 @@ wait_full (struct engine *e, unsigned worker)
  * is chosen what, so that what is urgent does not wait behind the others.
  */
 static struct buffer *
-next_full (struct engine *e, unsigned worker)
+next_full (struct engine *e, const struct channel *ch)
 {
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&e->lock);
 
-  while (wait_full (e, worker)) {
+  while (wait_full (e, ch)) {
     struct buffer *b;
 
     if (e->limited && !e->turn) {
@@ -308,10 +377,10 @@ next_full (struct engine *e, unsigned worker)
       pthread_mutex_lock (&e->lock);
       e->choosing = false;
       e->turn = true;
-      pthread_cond_broadcast (&e->can_send);
+      engine_wake_channels (e);
       continue;
     }
-    b = take_full (e);
+    b = take_full (e, ch);
     e->turn = false;
     pacer_take (&e->pacer, wire_len (b));
     return b;
@@ -328,9 +397,9 @@ engine_channel (void *arg)
 
   pthread_mutex_lock (&e->lock);
   ch->tid = thread_number ();
-  thread_give_way (ch->tid, e->room.giving_way);
+  set_way (e, ch);
   pthread_mutex_unlock (&e->lock);
-  while ((b = next_full (e, ch->number - 1)) != NULL) {
+  while ((b = next_full (e, ch)) != NULL) {
     int r = send_buffer (ch, b);
 
     if (r == 0)
@@ -457,19 +526,6 @@ engine_set_deadline (struct engine *e, uint64_t deadline)
 }
 
 void
-engine_give_way (struct engine *e, bool yes)
-{
-  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&e->lock);
-
-  if (yes == e->room.giving_way)
-    return;
-  e->room.giving_way = yes;
-  for (unsigned i = 0; i < e->opt.channels; i++)
-    if (e->channels[i].tid != 0)
-      thread_give_way (e->channels[i].tid, yes);
-}
-
-void
 engine_note_clients (struct engine *e)
 {
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&e->lock);
@@ -483,6 +539,7 @@ engine_set_bandwidth (struct engine *e, uint64_t bytes_s)
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&e->lock);
 
   e->limited = bytes_s > 0;
+  set_ways (e);
   pacer_set_rate (&e->pacer, bytes_s);
 }
 
@@ -506,4 +563,5 @@ engine_set_round_trip (struct engine *e, uint64_t rtt)
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&e->lock);
 
   e->room.rtt = rtt;
+  set_ways (e);
 }

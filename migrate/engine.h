@@ -20,7 +20,10 @@
  *
  * A packet for which somebody waits (a mirrored write) is urgent: it goes
  * before the others, but never two of them before one of those, so that the
- * others get on as well, whatever comes.
+ * others get on as well, whatever comes.  Where round trips are short and
+ * nothing limits the bandwidth it has a lane of its own while writes are
+ * mirrored: the last channel, which alone does not give way to clients.  (On a
+ * long link one packet at a time would be too few.)
  *
  * How much a producer should put into a packet depends on the limit of the
  * bandwidth (pacer.h) and on the link: one packet is under way on each
@@ -126,9 +129,10 @@ void engine_set_deadline (struct engine *e, uint64_t deadline);
 
 /* Nobody waits for what is sent, unless it is urgent: here and at the
  * destination the threads that do it give way to those that serve clients
- * (giveway.h); or they do no longer.
+ * (giveway.h); or they do no longer.  'mirrors': there are urgent packets, so
+ * that they do it only if those have a lane.
  */
-void engine_give_way (struct engine *e, bool yes);
+void engine_give_way (struct engine *e, bool yes, bool mirrors);
 
 /* There are such clients just now. */
 void engine_note_clients (struct engine *e);

@@ -121,8 +121,8 @@ outgoing_dirty (struct outgoing *o)
 void
 outgoing_give_way (struct outgoing *o)
 {
-  engine_give_way (o->engine, o->params.copy_mode == MIGRATE_BACKGROUND &&
-                                !o->slowed && o->hold_began == 0);
+  engine_give_way (o->engine, !o->slowed && o->hold_began == 0,
+                   o->params.copy_mode == MIGRATE_WRITE_BLOCKING);
 }
 
 static void

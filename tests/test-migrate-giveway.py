@@ -3,7 +3,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """While a disk moves, some threads of both daemons have another policy, and
 perhaps priority, than the daemons themselves; and no longer once somebody waits
-for what they send: with write-blocking, or in the hold."""
+for what they send: in the hold, or with write-blocking, where one channel is
+kept for what writers wait for if nothing limits the bandwidth."""
 
 from ferrytest import *
 from migratetest import *
@@ -31,20 +32,69 @@ if os.sched_getscheduler(0) != os.SCHED_OTHER:
     print("this process has another scheduling policy")
     sys.exit(77)
 
-pair = Pair({"vda": SIZE}, tcp=True, step=4096)
-src, dst = pair.src.process.pid, pair.dst.process.pid
-assert give_way(src) == 0 and give_way(dst) == 0
-pair.migrate("vda", max_bandwidth=MiB, multifd_channels=2)
-pair.wait("active")
-wait_for(lambda: give_way(src) == 2 and give_way(dst) > 0,
-         "threads that give way")
-pair.qmp.command("migrate-set-parameters", copy_mode="write-blocking")
-wait_for(lambda: give_way(src) == 0, "threads that don't")
-pair.qmp.command("migrate-set-parameters", copy_mode="background")
-wait_for(lambda: give_way(src) == 2, "threads that give way again")
-pair.qmp.command("migrate-set-parameters", max_bandwidth=0)
-pair.wait("completed")
-assert give_way(src) == 0, "after the hold"
-pair.qmp.close()
-pair.stop()
-pair.check_disk("vda")
+def limited():
+    pair = Pair({"vda": SIZE}, tcp=True, step=4096)
+    src, dst = pair.src.process.pid, pair.dst.process.pid
+    assert give_way(src) == 0 and give_way(dst) == 0
+    pair.migrate("vda", max_bandwidth=MiB, multifd_channels=2)
+    pair.wait("active")
+    wait_for(lambda: give_way(src) == 2 and give_way(dst) > 0,
+             "threads that give way")
+    pair.qmp.command("migrate-set-parameters", copy_mode="write-blocking")
+    wait_for(lambda: give_way(src) == 0, "threads that don't")
+    pair.qmp.command("migrate-set-parameters", copy_mode="background")
+    wait_for(lambda: give_way(src) == 2, "threads that give way again")
+    pair.qmp.command("migrate-set-parameters", max_bandwidth=0)
+    pair.wait("completed")
+    assert give_way(src) == 0, "after the hold"
+    pair.qmp.close()
+    pair.stop()
+    pair.check_disk("vda")
+
+
+def lane(**params):
+    """The lane comes and goes with the mode, and with the limit."""
+    Nbdkit.all.clear()
+    for f in os.listdir("."):
+        subprocess.run(["rm", "-rf", f], check=True)
+    pair = Pair({"vda": SIZE}, tcp=True, step=4096, dst_args=["wdelay=20ms"],
+                dst_options=["--filter=delay"])
+    src, model = pair.src.process.pid, pair.models["vda"]
+    half = SIZE // 2
+    writers = [LoggingWriter(pair.src.uri("vda"), model, i * half,
+                             (i + 1) * half, seed=i + 1, pause=0.001)
+               for i in range(2)]
+    for w in writers:
+        settle(w, 5)
+    pair.migrate("vda", copy_mode="write-blocking", **params)
+    pair.wait("active")
+    channels = pair.qmp.command("query-migrate")["x-ferry"]["channels"]
+    for i in range(10):
+        wait_for(lambda: give_way(src) == channels - 1, "a lane")
+        settle(writers[i % 2], 2)
+        pair.qmp.command("migrate-set-parameters", max_bandwidth=64 * MiB)
+        wait_for(lambda: give_way(src) == 0, "none with a limit")
+        settle(writers[i % 2], 2)
+        pair.qmp.command("migrate-set-parameters", max_bandwidth=0,
+                         copy_mode="background")
+        wait_for(lambda: give_way(src) == channels, "none wanted")
+        settle(writers[i % 2], 2)
+        pair.qmp.command("migrate-set-parameters", copy_mode="write-blocking")
+    info = pair.wait("completed")
+    for w in writers:
+        settle(w, 2)
+        w.stop()
+        assert w.errors == 0, w.last_error
+    assert info["x-ferry"]["mirrored"]["requests"] >= 40, info
+    pair.qmp.close()
+    pair.stop()
+    pair.check_disk("vda")
+    print("%d channels, %d ms, %s" % (channels, info["total-time"],
+                                      info["x-ferry"]["mirrored"]))
+    return channels
+
+
+limited()
+assert lane(multifd_channels=2) == 2
+cpus = os.sysconf("SC_NPROCESSORS_ONLN")
+assert lane() == (3 if cpus <= 2 else 4) + 1
