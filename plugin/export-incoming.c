@@ -25,6 +25,7 @@ struct incoming_export {
   struct export export;
   struct drive *drive;
   struct incoming_channel *channel;
+  atomic_size_t kept; /* of 'kept' below, by this connection's threads */
 };
 
 static int64_t
@@ -75,24 +76,35 @@ incoming_pread (struct export *e, void *buf, uint32_t count, uint64_t offset)
 /* nbdkit keeps the buffer of its largest request for each thread of each
  * connection, and a channel's packets go round all of them: that may be many
  * times what is ever under way.  Once a packet was dealt with, nobody needs
- * what its pages hold; where there are many, or large ones, they are given
- * back.
+ * what its pages hold; when all of them together hold more than that, those of
+ * the packet are given back.  (A fault for each page is slower than a page that
+ * is there.)
  */
-#define KEEP_CHANNELS 8
-#define KEEP_SMALL    (128 << 10)
-#define KEEP          (1536 << 10)
+#define KEEP (44 << 20)
 
-static atomic_uint nr_channels;
+/* Only sums; nothing is ordered by them. */
+static atomic_size_t kept;
 
 static void
-give_back (const void *buf, uint32_t count)
+give_back (struct incoming_export *x, const void *buf, uint32_t count)
 {
+  /* What this thread, which is its connection's, has in its buffer. */
+  static _Thread_local size_t mine;
   size_t page = sysconf (_SC_PAGESIZE);
   uintptr_t from = ((uintptr_t) buf + page - 1) & ~(page - 1);
   uintptr_t to = ((uintptr_t) buf + count) & ~(page - 1);
 
-  if (count > (nr_channels > KEEP_CHANNELS ? KEEP_SMALL : KEEP))
-    madvise ((void *) from, to - from, MADV_DONTNEED);
+  if (count > mine) {
+    kept += count - mine;
+    x->kept += count - mine;
+    mine = count;
+  }
+  if (kept <= KEEP || from >= to)
+    return;
+  madvise ((void *) from, to - from, MADV_DONTNEED);
+  kept -= count;
+  x->kept -= count;
+  mine -= count;
 }
 
 static int
@@ -108,7 +120,7 @@ incoming_pwrite (struct export *e, const void *buf, uint32_t count,
     return -1;
   }
   if (incoming_packet (x->channel, buf, count, &err) == 0) {
-    give_back (buf, count);
+    give_back (x, buf, count);
     return 0;
   }
   nbdkit_error ("incoming migration to '%s': %s", x->drive->name, err.msg);
@@ -135,7 +147,7 @@ incoming_export_close (struct export *e)
   struct incoming_export *x = (struct incoming_export *) e;
 
   incoming_close (x->channel);
-  nr_channels--;
+  kept -= x->kept;
   free (x);
 }
 
@@ -164,7 +176,6 @@ export_open_incoming (struct drive *d, const char *hello)
   }
   x->export.ops = &incoming_export_ops;
   x->drive = d;
-  nr_channels++;
   if (hello && hello_name_open (x->channel, hello, &err) == -1) {
     /* The source asks again, in a way that can be answered with a reason. */
     nbdkit_debug ("%s", err.msg);
