@@ -216,15 +216,27 @@ drive_set_watch (struct drive *d, struct bitmap *watch, struct error *err)
 }
 
 void
+drive_stop_marking (struct drive *d, const struct bitmap *map)
+{
+  CLEANUP_FREE struct marks *marks =
+    d->marks ? drive_build_marks (d, NULL, 0) : NULL;
+
+  gate_close (&d->writes);
+  if (marks)
+    marks = drive_swap_marks (d, marks);
+  else if (d->marks) /* no memory: taken out, and the short way is off */
+    marks_remove (d->marks, map);
+  gate_open (&d->writes);
+}
+
+void
 drive_drop_watch (struct drive *d)
 {
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&d->control);
+  const struct bitmap *watch = d->watch;
 
-  gate_close (&d->writes);
-  if (d->marks)
-    marks_remove (d->marks, d->watch);
   d->watch = NULL;
-  gate_open (&d->writes);
+  drive_stop_marking (d, watch);
 }
 
 void
@@ -232,13 +244,11 @@ drive_drop_ship (struct drive *d)
 {
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&d->control);
 
-  if (d->ship == NULL)
-    return;
-  gate_close (&d->writes);
-  if (d->marks)
-    marks_remove (d->marks, d->ship);
+  const struct bitmap *ship = d->ship;
+
   d->ship = NULL;
-  gate_open (&d->writes);
+  if (ship)
+    drive_stop_marking (d, ship);
 }
 
 int

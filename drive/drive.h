@@ -275,6 +275,11 @@ struct marks *drive_build_marks (struct drive *d, struct bitmap **extra,
  */
 struct marks *drive_swap_marks (struct drive *d, struct marks *marks);
 
+/* That map, of which nothing in the drive speaks any more, is not marked from
+ * here on.  The control lock is held.
+ */
+void drive_stop_marking (struct drive *d, const struct bitmap *map);
+
 /* Append d->watch, d->ship and d->unheld, which come last; there is room for
  * them.  Then it is complete.
  */

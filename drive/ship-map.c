@@ -164,13 +164,9 @@ make_persistent (struct drive *d, unsigned shift, struct error *err)
 static void
 forget_marks (struct drive *d)
 {
-  if (d->unheld->bits == NULL)
-    return;
-  gate_close (&d->writes);
-  if (d->marks)
-    marks_remove (d->marks, d->unheld->bits);
   d->unheld->recording = false;
-  gate_open (&d->writes);
+  if (d->unheld->bits)
+    drive_stop_marking (d, d->unheld->bits);
 }
 
 static void

@@ -11,6 +11,7 @@
 #include <cmocka.h>
 
 #include "drive-test.h"
+#include "ship-map.h"
 
 #define AT 0x12000 /* of the requests here; they are 4 KiB */
 
@@ -248,6 +249,43 @@ test_known_marks (void **state)
   close_ok (d);
 }
 
+/* The second mark, and marking to the top, are for as long as somebody may
+ * clear bits.
+ */
+static void
+test_marks_after_a_migration (void **state)
+{
+  struct drive *d = open_ok ("after", DISK_SIZE, false);
+  struct bitmap *map = bitmap_new (d->size, 12, &err);
+
+  add_bitmap (d, "b", 4096, true, false);
+  assert_true (d->marks->nr_short == 1 && !d->marks->again);
+
+  assert_int_equal (drive_set_ship (d, map, &err), 0);
+  assert_true (d->marks->nr_short == 0 && d->marks->again);
+  drive_drop_ship (d);
+  assert_true (d->marks->nr_short == 1 && !d->marks->again);
+  drive_drop_ship (d);
+
+  assert_int_equal (drive_set_watch (d, map, &err), 0);
+  assert_true (d->marks->nr_short == 0 && d->marks->again);
+  drive_drop_watch (d);
+  assert_true (d->marks->nr_short == 1 && !d->marks->again);
+
+  assert_int_equal (ship_map_make (d, 16, &err), 0);
+  assert_int_equal (drive_set_ship (d, map, &err), 0);
+  drive_drop_ship (d); /* the other one is left */
+  assert_true (d->marks->nr_short == 0 && d->marks->again);
+  ship_map_remove (d);
+  assert_true (d->marks->nr_short == 1 && !d->marks->again);
+
+  assert_int_equal (change (d, TAP_WRITE), 0);
+  assert_int_equal (bitmap_count_bits (map), 0);
+  assert_int_equal (bitmap_count_bits (bits_of (d, "b")), 1);
+  close_ok (d);
+  bitmap_free (map);
+}
+
 /* ---- whose disk it is ---- */
 
 static void
@@ -450,6 +488,7 @@ main (void)
     TEST (test_lost_trim),      TEST (test_failed_requests),
     TEST (test_ship_drains),    TEST (test_what_is_marked),
     TEST (test_known_marks),
+    TEST (test_marks_after_a_migration),
     TEST (test_not_served),     TEST (test_forward),
     TEST (test_shutdown),       TEST (test_no_mirror),
     TEST (test_delay),
