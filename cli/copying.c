@@ -42,11 +42,13 @@ copying_init (struct copying *c, bool json, bool to_stderr)
   c->signals = signalfd (-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
   if (c->signals == -1) /* then they end us, as they always did */
     pthread_sigmask (SIG_UNBLOCK, &set, NULL);
-  else
-    /* A script's background job has it ignored.  The signalfd has it all the
-     * same; so has a FIFO's open, with this (backup/partial.c).
+  else {
+    /* A script's background job has SIGINT ignored.  The signalfd has it all
+     * the same; so has a FIFO's open, with this (backup/partial.c).
      */
     signal (SIGINT, SIG_DFL);
+    signal (SIGTERM, SIG_DFL);
+  }
 }
 
 void

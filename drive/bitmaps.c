@@ -218,11 +218,10 @@ drive_set_watch (struct drive *d, struct bitmap *watch, struct error *err)
 void
 drive_stop_marking (struct drive *d, const struct bitmap *map)
 {
-  CLEANUP_FREE struct marks *marks =
-    d->marks ? drive_build_marks (d, NULL, 0) : NULL;
+  CLEANUP_FREE struct marks *marks = drive_build_marks (d, NULL, 0);
 
   gate_close (&d->writes);
-  if (marks)
+  if (d->marks && marks)
     marks = drive_swap_marks (d, marks);
   else if (d->marks) /* no memory: taken out, and the short way is off */
     marks_remove (d->marks, map);

@@ -55,8 +55,9 @@ set_way (struct engine *e, struct channel *ch)
 static void
 set_ways (struct engine *e)
 {
-  bool lane = e->mirrors && !e->limited && e->opt.channels > 1 &&
-              e->room.rtt > 0 && e->room.rtt < LANE_TRIP;
+  bool lane = e->mirrors && e->give_way && !e->limited &&
+              e->opt.channels > 1 && e->room.rtt > 0 &&
+              e->room.rtt < LANE_TRIP;
 
   if (lane != e->lane)
     engine_wake_channels (e);
@@ -333,8 +334,20 @@ fill_one (struct engine *e, unsigned worker)
   }
   if (r == -1)
     fail_locked (e, &err);
-  if (!e->run && e->filling == 0)
+  if ((!e->run || e->failed) && e->filling == 0)
     pthread_cond_broadcast (&e->drained);
+}
+
+/* Should this channel have one filled now?  If there is nothing to send; or
+ * only urgent ones are there, and the last one was urgent.  Lock held.
+ */
+static bool
+should_fill (const struct engine *e, const struct channel *ch)
+{
+  if (!e->run || is_lane (e, ch) || !may_take (e, false))
+    return false;
+  return !has_full (e, ch) || (!e->lane && e->ordinary.nr == 0 &&
+                               e->urgent_last && e->filling == 0);
 }
 
 /* Wait until there is something to send; false: it failed, or ends.  Whoever
@@ -346,10 +359,10 @@ wait_full (struct engine *e, const struct channel *ch)
   while (!e->failed) {
     bool full = has_full (e, ch);
 
-    if (full && !e->choosing)
-      return true;
-    if (!full && e->run && !is_lane (e, ch) && may_take (e, false))
+    if (should_fill (e, ch))
       fill_one (e, ch->number - 1);
+    else if (full && !e->choosing)
+      return true;
     else if (!full && e->ending)
       return false;
     else
@@ -440,6 +453,14 @@ engine_get_urgent (struct engine *e)
     pthread_cond_wait (&e->can_fill, &e->lock);
   e->urgent_wanted--;
   return e->failed ? NULL : take_empty (e, true);
+}
+
+unsigned
+engine_urgent_ways (struct engine *e)
+{
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&e->lock);
+
+  return e->lane ? 1 : e->opt.channels;
 }
 
 void

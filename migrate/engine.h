@@ -19,8 +19,8 @@
  * that sends it.  That is worth a fifth of the time (docs/performance.md).
  *
  * A packet for which somebody waits (a mirrored write) is urgent: it goes
- * before the others, but never two of them before one of those, so that the
- * others get on as well, whatever comes.  Where round trips are short and
+ * before the others, but not two of them before one of those (which is filled
+ * for that), so that the others get on as well, whatever comes.  Where round trips are short and
  * nothing limits the bandwidth it has a lane of its own while writes are
  * mirrored: the last channel, which alone does not give way to clients.  (On a
  * long link one packet at a time would be too few.)
@@ -98,9 +98,13 @@ void engine_free (struct engine *e);
  */
 struct buffer *engine_get (struct engine *e);
 
+struct buffer *engine_get_urgent (struct engine *e);
+
+/* So many channels take urgent packets, just now. */
+unsigned engine_urgent_ways (struct engine *e);
+
 /* So many bytes are left for ordinary packets, about. */
 void engine_expect (struct engine *e, uint64_t left);
-struct buffer *engine_get_urgent (struct engine *e);
 void engine_put (struct engine *e, struct buffer *b);    /* to be sent */
 void engine_return (struct engine *e, struct buffer *b); /* was not filled */
 

@@ -15,6 +15,10 @@
  * chunk begins that is not mirrored yet.  A chunk that others write again and
  * again is mirrored all the same at the first packet that counts.
  *
+ * What comes while packets are under way goes together into the next one, as
+ * soon as one of them has arrived; a packet for each writer, one behind the
+ * other, would make each wait for all.
+ *
  * Nobody waits for a link that does not move: if nothing at all has been
  * acknowledged for PATIENCE, all writers go on, and new ones do not come here
  * until something is.  What they wrote is dirty, as without us.
@@ -35,6 +39,9 @@
 
 /* So many ranges go into one packet, at most. */
 #define MAX_RANGES 64
+
+/* So much is worth a packet of its own, though others are under way. */
+#define ENOUGH ENGINE_PAYLOAD_WAY
 
 /* A write that waits; on its thread's stack. */
 struct request {
@@ -64,6 +71,7 @@ struct mirror {
   bool wanted;          /* copy-mode says so */
   bool running, ending; /* the thread */
   bool paused, filling;
+  unsigned under_way;   /* packets of ours, from before they are filled */
   bool suspended;       /* the link does not move */
   uint64_t progress;    /* ns: when something was acknowledged last */
   struct mirror_stats stats;
@@ -192,8 +200,10 @@ mirror_acked (struct mirror *m, struct buffer *b)
     m->suspended = false;
     set_hooks (m);
   }
-  if (b->urgent)
+  if (b->urgent) {
     m->stats.bytes += b->h.raw_size + b->zero_bytes;
+    m->under_way--;
+  }
   for (r = m->first; r; r = next) {
     next = r->next;
     if (r->s != s)
@@ -326,6 +336,21 @@ send_ranges (struct mirror *m, struct shipment *s, struct range *ranges,
   return r;
 }
 
+/* Is it time for a packet with these, or do they wait for more?  One that is
+ * not acknowledged lets us look again.  Lock held.
+ */
+static bool
+is_time (const struct mirror *m, const struct range *ranges, size_t nr)
+{
+  unsigned ways = engine_urgent_ways (m->o->engine);
+  uint64_t bytes = 0;
+
+  for (size_t i = 0; i < nr; i++)
+    bytes += ranges[i].end - ranges[i].start;
+  return m->under_way < ways ||
+         (m->under_way == ways && (nr == MAX_RANGES || bytes >= ENOUGH));
+}
+
 static void *
 mirror_thread (void *arg)
 {
@@ -341,15 +366,18 @@ mirror_thread (void *arg)
     struct shipment *s = m->paused ? NULL : find_work (m, ranges, &nr);
     int r;
 
-    if (s == NULL) {
+    if (s == NULL || !is_time (m, ranges, nr)) {
       pthread_cond_wait (&m->changed, &m->lock);
       continue;
     }
     m->filling = true;
+    m->under_way++;
     pthread_mutex_unlock (&m->lock);
     r = send_ranges (m, s, ranges, nr, &c);
     pthread_mutex_lock (&m->lock);
     m->filling = false;
+    if (r != 1)
+      m->under_way--;
     if (r == -1) { /* it has failed; the leading thread hears of it */
       m->paused = true;
       set_hooks (m);
@@ -404,6 +432,7 @@ mirror_start (struct mirror *m, struct error *err)
 
   pthread_mutex_lock (&m->lock);
   m->ending = m->paused = m->suspended = false;
+  m->under_way = 0;
   m->progress = now_ns ();
   r = pthread_create (&m->thread, NULL, mirror_thread, m);
   m->running = r == 0;

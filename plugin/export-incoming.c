@@ -25,6 +25,7 @@ struct incoming_export {
   struct export export;
   struct drive *drive;
   struct incoming_channel *channel;
+  uint64_t number;    /* of those there were */
   atomic_size_t kept; /* of 'kept' below, by this connection's threads */
 };
 
@@ -88,12 +89,19 @@ static atomic_size_t kept;
 static void
 give_back (struct incoming_export *x, const void *buf, uint32_t count)
 {
-  /* What this thread, which is its connection's, has in its buffer. */
+  /* What this thread, which is its connection's, has in its buffer.  (The
+   * retry filter opens a connection again.)
+   */
   static _Thread_local size_t mine;
+  static _Thread_local uint64_t number;
   size_t page = sysconf (_SC_PAGESIZE);
   uintptr_t from = ((uintptr_t) buf + page - 1) & ~(page - 1);
   uintptr_t to = ((uintptr_t) buf + count) & ~(page - 1);
 
+  if (number != x->number) {
+    number = x->number;
+    mine = 0;
+  }
   if (count > mine) {
     kept += count - mine;
     x->kept += count - mine;
@@ -166,6 +174,7 @@ static const struct export_ops incoming_export_ops = {
 struct export *
 export_open_incoming (struct drive *d, const char *hello)
 {
+  static atomic_uint_fast64_t numbers;
   struct incoming_export *x = calloc (1, sizeof *x);
   struct error err;
 
@@ -176,6 +185,7 @@ export_open_incoming (struct drive *d, const char *hello)
   }
   x->export.ops = &incoming_export_ops;
   x->drive = d;
+  x->number = ++numbers;
   if (hello && hello_name_open (x->channel, hello, &err) == -1) {
     /* The source asks again, in a way that can be answered with a reason. */
     nbdkit_debug ("%s", err.msg);

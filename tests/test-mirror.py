@@ -2,8 +2,9 @@
 # nbdferry - copy-mode=write-blocking
 # SPDX-License-Identifier: BSD-3-Clause
 """Writers that write more than the link carries: the migration completes, data
-and bitmaps are exact.  The mode is switched while it runs.  A link that stalls
-or is cut does not hold writers up."""
+and bitmaps are exact.  The mode is switched while it runs.  However many write,
+the rest is sent as well.  A link that stalls or is cut does not hold writers
+up."""
 
 from ferrytest import *
 from linktest import Link
@@ -17,20 +18,22 @@ WRITERS = 3
 
 
 class Move:
-    def __init__(self, length=65536, pause=0.0, **link):
+    def __init__(self, length=65536, pause=0.0, writers=WRITERS, area=None,
+                 dst_args=(), dst_options=(), **link):
         Nbdkit.all.clear()
         for f in os.listdir("."):
             subprocess.run(["rm", "-rf", f], check=True)
-        self.pair = Pair({"vda": SIZE}, tcp=True)
+        self.pair = Pair({"vda": SIZE}, tcp=True, dst_args=dst_args,
+                         dst_options=dst_options)
         for granularity in 512, 65536:
             self.pair.add("vda", "g%d" % granularity, granularity)
         self.link = Link(self.pair.dst.port, **link)
-        step = SIZE // WRITERS // 512 * 512
+        step = area or SIZE // writers // 512 * 512
         self.writers = [
             LoggingWriter(self.pair.src.uri("vda"), self.pair.models["vda"],
                           i * step, (i + 1) * step, seed=i + 1,
                           max_length=length, pause=pause)
-            for i in range(WRITERS)]
+            for i in range(writers)]
 
     def start(self, **params):
         self.pair.qmp.command("migrate-set-parameters", **params)
@@ -146,6 +149,18 @@ def switched():
     says("switched", m.end())
 
 
+def many_writers(**params):
+    """There is always one that waits; the rest of the disk is sent as well.
+    And what they wrote goes together: a write waits for what is under way, and
+    for its own packet, but not for one packet for each of the others."""
+    m = Move(writers=16, area=MiB // 4, length=4096,
+             dst_args=["wdelay=20ms"], dst_options=["--filter=delay"])
+    m.start(copy_mode="write-blocking", **params)
+    info = m.end()
+    says("many writers, %s" % params, info)
+    assert params or info["x-ferry"]["mirrored"]["latency-us"] < 100000, info
+
+
 def stalled():
     m = Move(pause=0.001, length=16384)
     m.start(copy_mode="write-blocking", max_bandwidth=3 * MiB)
@@ -183,5 +198,8 @@ def cut():
 converges()
 every_write_is_there()
 switched()
+many_writers()
+many_writers(multifd_channels=1)
+many_writers(max_bandwidth=64 * MiB)
 stalled()
 cut()
