@@ -79,9 +79,9 @@ def lane(**params):
     pair.wait("active")
     channels = pair.qmp.command("query-migrate")["x-ferry"]["channels"]
     rounds = 0
-    while rounds < 10 and comes_to(pair, channels - 1):
+    while rounds < 5 and comes_to(pair, channels - 1):
         settle(writers[rounds % 2], 2)
-        pair.qmp.command("migrate-set-parameters", max_bandwidth=64 * MiB)
+        pair.qmp.command("migrate-set-parameters", max_bandwidth=4 * MiB)
         if not comes_to(pair, 0):
             break
         settle(writers[rounds % 2], 2)
