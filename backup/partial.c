@@ -94,8 +94,11 @@ partial_open (struct partial *p, const char *path, bool replace,
       return error_set (err, EEXIST, "%s exists already, and is not touched",
                         path);
   }
-  else if (errno != ENOENT)
-    return error_set (err, errno, "%s: %m", path);
+  else if (errno != ENOENT || path[0] == '\0')
+    return error_set (err, errno, "%s: %m", path[0] ? path : "''");
+  else if (!replace && lstat (path, &st) == 0)
+    return error_set (err, EEXIST, "%s is a symbolic link to what does not "
+                      "exist", path);
   if (asprintf (&p->tmp, "%s.partial", path) == -1) {
     p->tmp = NULL;
     return error_set (err, ENOMEM, "%m");

@@ -126,26 +126,28 @@ open_in_place (struct target *t, const struct target_options *opt,
   return 0;
 }
 
-/* Keeps owner and mode of a file, and needs no room for both. */
+/* The lock says whether somebody uses it, before it loses anything. */
 static int
-open_emptied (struct target *t, const struct target_options *opt,
-              struct error *err)
+open_to_empty (struct target *t, const struct target_options *opt,
+               struct error *err)
 {
-  /* The lock says whether somebody uses it, before it loses anything. */
-  struct disk *d = disk_open_file (opt->where, 0, false, err);
-  int r;
-
-  if (d == NULL)
-    return -1;
-  r = check_use (d, opt->where, err);
-  d->ops->close (d);
-  if (r == -1)
-    return -1;
-  if (truncate (opt->where, 0) == -1 ||
-      truncate (opt->where, opt->size) == -1)
-    return error_set (err, errno, "%s: %m", opt->where);
-  t->fresh = true;
   t->disk = disk_open_file (opt->where, 0, false, err);
+  t->to_empty = true;
+  return t->disk ? check_use (t->disk, opt->where, err) : -1;
+}
+
+/* Keeps owner and mode of a file, and needs no room for both. */
+int
+target_begin (struct target *t, struct error *err)
+{
+  if (!t->to_empty)
+    return 0;
+  t->disk->ops->close (t->disk);
+  t->disk = NULL;
+  if (truncate (t->path, 0) == -1 || truncate (t->path, t->size) == -1)
+    return error_set (err, errno, "%s: %m", t->path);
+  t->fresh = true;
+  t->disk = disk_open_file (t->path, 0, false, err);
   return t->disk ? 0 : -1;
 }
 
@@ -190,7 +192,7 @@ open_path (struct target *t, const struct target_options *opt,
   if (opt->in_place)
     return open_in_place (t, opt, err);
   if (opt->overwrite)
-    return open_emptied (t, opt, err);
+    return open_to_empty (t, opt, err);
   return error_set (err, EEXIST, "%s exists already; it is overwritten only "
                     "if asked to (restore --overwrite, backup --force)",
                     opt->where);
@@ -202,7 +204,7 @@ target_open (struct target *t, const struct target_options *opt,
 {
   int r;
 
-  *t = (struct target){ .partial.fd = -1 };
+  *t = (struct target){ .partial.fd = -1, .size = opt->size };
   r = remote_is_uri (opt->where) ? open_server (t, opt, err)
                                  : open_path (t, opt, err);
   if (r == -1)

@@ -21,16 +21,21 @@ struct target {
   char *path;           /* of a file or device; NULL: an NBD server */
   struct partial partial; /* of a file that is made anew; or dropped */
   bool fresh;           /* reads as zeros */
+  bool to_empty;        /* a file that is there: target_begin does it */
+  uint64_t size;        /* of what will be written */
 };
 
 /* A file that does not exist is made under the name PATH.partial.  One that
- * exists is refused unless 'in_place', or 'overwrite', which empties it.  A
+ * exists is refused unless 'in_place', or 'overwrite', which empties it later.  A
  * device or server may be larger than 'size'; without 'in_place' it is refused
  * if something that is known lies on it, unless 'overwrite'.  On error there
  * is nothing to close.
  */
 int target_open (struct target *t, const struct target_options *opt,
                  struct error *err);
+
+/* From here on it is not what it was: it is emptied, if it is to be. */
+int target_begin (struct target *t, struct error *err);
 
 /* Make all of it durable, and give a file its name. */
 int target_commit (struct target *t, struct error *err);

@@ -175,6 +175,21 @@ views_settle (struct view *v)
 }
 
 int
+views_forget (struct drive *d, const struct uuid *id, struct error *err)
+{
+  struct bitmap_action a;
+  struct view *v = views_end (d, id, false, &a, err);
+  int r;
+
+  if (v == NULL)
+    return -1;
+  a.type = BITMAP_BACKUP_FORGET;
+  r = bitmap_transaction (&a, 1, err);
+  views_settle (v);
+  return r;
+}
+
+int
 views_give_up (struct drive *d, const struct uuid *id, struct error *err)
 {
   struct bitmap_action a;

@@ -30,6 +30,9 @@ struct view *views_end (struct drive *d, const struct uuid *id, bool success,
 /* The transaction has taken place, or not: the view knows. */
 void views_settle (struct view *v);
 
+/* Its bitmap has no point any more, unless it ends with success. */
+int views_forget (struct drive *d, const struct uuid *id, struct error *err);
+
 /* End one without success, alone, even if its disk was handed over. */
 int views_give_up (struct drive *d, const struct uuid *id,
                    struct error *err);

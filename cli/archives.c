@@ -12,6 +12,7 @@
 
 #include "archives.h"
 #include "cleanup.h"
+#include "output.h"
 #include "size.h"
 
 /* ---- chains ---- */
@@ -153,8 +154,8 @@ json_t *
 archive_json (const char *path, const struct archive_head *h,
               const struct archive_totals *t)
 {
-  json_t *json = json_pack ("{s:s?, s:s, s:I}", "file", path, "disk", h->disk,
-                            "size", (json_int_t) h->size);
+  json_t *json = json_pack ("{s:o, s:s, s:I}", "file", json_shown (path), "disk",
+                            h->disk, "size", (json_int_t) h->size);
 
   json_object_set_new (json, "full", json_boolean (archive_is_full (h)));
   set_uuid (json, "id", &h->id);

@@ -65,6 +65,7 @@ choose_kind (struct backup_session *s, struct backup_disk *d,
                       d->node, bitmap);
   if (!point)
     d->full = true;
+  d->has_point = point;
   return 0;
 }
 
@@ -280,6 +281,23 @@ session_direct (struct backup_session *s, const struct backup_disk *d)
   if (answer == NULL || !control_take_fds (s->control, fds, 2))
     return NULL;
   return direct_open (fds[0], fds[1], d->head.size, NULL);
+}
+
+int
+session_forget (struct backup_session *s, struct backup_disk *d,
+                struct error *err)
+{
+  json_auto_t *answer = NULL;
+  char id[UUID_TEXT];
+
+  if (!d->full || !d->has_point)
+    return 0;
+  uuid_format (&s->id, id);
+  answer = control_command (s->control, "x-ferry-backup-forget",
+                            json_pack ("{s:s, s:s}", "node", d->node, "id",
+                                       id), err);
+  d->forgotten = answer != NULL;
+  return answer ? 0 : -1;
 }
 
 int

@@ -30,10 +30,12 @@ struct backup_disk {
   char *node;
   bool create;               /* the bitmap is made by this backup */
   bool full;
+  bool has_point;            /* of an earlier backup, to build upon */
   /* Once it has begun. */
   struct archive_head head;  /* its id is a new one */
   char *export;
   uint64_t needed;           /* bytes of the disk in the backup, about */
+  bool forgotten;            /* the bitmap has lost the earlier point */
   uint64_t released;         /* up to here the daemon keeps nothing any more */
 };
 
@@ -67,6 +69,13 @@ json_t *session_uris (struct backup_session *s, struct error *err);
  */
 struct direct *session_direct (struct backup_session *s,
                                const struct backup_disk *d);
+
+/* OUT is overwritten from here on, from its beginning: should that fail, it is
+ * at no point any more, so nothing may build upon the earlier one.  The bitmap
+ * has none from here on, durably, until it has that of this backup.
+ */
+int session_forget (struct backup_session *s, struct backup_disk *d,
+                    struct error *err);
 
 /* Does the daemon still run the backups?  What was read without it counts only
  * then.  -1 with the reason.

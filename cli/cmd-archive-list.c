@@ -229,7 +229,7 @@ print_list_json (const struct list *l)
 
     json_object_set_new (json, "complete", json_boolean (e->complete));
     if (parent && !archive_is_full (&e->head))
-      json_object_set_new (json, "builds-upon", json_string (parent->path));
+      json_object_set_new (json, "builds-upon", json_shown (parent->path));
     json_array_append_new (array, json);
   }
   print_json (array);

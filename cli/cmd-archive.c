@@ -148,9 +148,9 @@ verified (const char *path, int r, const struct archive_totals *t,
   json_t *json;
 
   if (array) {
-    json = json_pack ("{s:s, s:b}", "file", path, "ok", r == 0);
+    json = json_pack ("{s:o, s:b}", "file", json_shown (path), "ok", r == 0);
     if (r == -1)
-      json_object_set_new (json, "error", json_string (err->msg));
+      json_object_set_new (json, "error", json_shown (err->msg));
     json_array_append_new (array, json);
   }
   if (r == -1)

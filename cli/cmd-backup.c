@@ -351,6 +351,18 @@ prepare (struct backup *b, const char *pattern, struct error *err)
   return 0;
 }
 
+/* It was accepted, and nothing of it has changed yet. */
+static int
+overwrite (struct backup *b, struct backup_disk *d, struct out *o,
+           struct error *err)
+{
+  if (o->archive || o->target.partial.tmp)
+    return 0;
+  return session_forget (&b->session, d, err) == -1
+           ? -1
+           : target_begin (&o->target, err);
+}
+
 static int
 copy_all (struct backup *b, struct error *err)
 {
@@ -360,6 +372,7 @@ copy_all (struct backup *b, struct error *err)
     if (out_begin (&b->outs[i], &s->disks[i], b->v->force,
                    b->v->connections ? b->v->connections : CONNECTIONS,
                    err) == -1 ||
+        overwrite (b, &s->disks[i], &b->outs[i], err) == -1 ||
         copy_disk (b, &s->disks[i], &b->outs[i], err) == -1)
       return -1;
   return session_check (s, err);
@@ -485,9 +498,15 @@ failed (struct backup *b, const struct error *err)
     complain ("the backup was given up; the bitmap is as it was");
   else if (err->msg[0])
     complain ("%s", err->msg);
+  for (size_t i = 0; i < b->nr_outs; i++)
+    if (b->session.disks[i].forgotten && !b->outs[i].complete)
+      complain ("%s was overwritten in part, so no backup can build upon it: "
+                "the next one by this bitmap is a full one (with --force)",
+                b->outs[i].path);
   copying_result (&b->progress,
-                  json_pack ("{s:s, s:s}", "status", b->progress.interrupted
-                             ? "cancelled" : "failed", "error", err->msg));
+                  json_pack ("{s:s, s:o}", "status", b->progress.interrupted
+                             ? "cancelled" : "failed", "error",
+                             json_shown (err->msg)));
   return b->progress.interrupted ? STATUS_CANCELLED : STATUS_FAILED;
 }
 

@@ -13,6 +13,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "archives.h"
@@ -215,7 +216,9 @@ restore (struct chain *c, const char *where, const struct restore_values *v,
 
   if (target_open (&t, &opt, err) == -1)
     return -1;
-  r = write_all (c, &t, v, progress, err);
+  r = target_begin (&t, err);
+  if (r == 0)
+    r = write_all (c, &t, v, progress, err);
   if (r == 0)
     r = target_commit (&t, err);
   else if (!t.partial.tmp)
@@ -252,6 +255,22 @@ restore_stdin (const char *where, const struct restore_values *v,
   return n;
 }
 
+/* It would be empty before it was read. */
+static int
+refuse_itself (char **paths, size_t nr, const char *where, struct error *err)
+{
+  struct stat out, in;
+
+  if (stat (where, &out) == -1)
+    return 0;
+  for (size_t i = 0; i < nr; i++)
+    if (stat (paths[i], &in) == 0 && in.st_dev == out.st_dev &&
+        in.st_ino == out.st_ino)
+      return error_set (err, EINVAL, "%s is the archive %s itself", where,
+                        paths[i]);
+  return 0;
+}
+
 static int
 restore_files (char **paths, size_t nr, const char *where,
                const struct restore_values *v, struct copying *progress,
@@ -264,6 +283,8 @@ restore_files (char **paths, size_t nr, const char *where,
     if (strcmp (paths[i], "-") == 0)
       return error_set (err, EINVAL, "standard input can only be the one "
                         "archive that there is");
+  if (refuse_itself (paths, nr, where, err) == -1)
+    return -1;
   if (chain_open (&c, paths, nr, err) == -1)
     return -1;
   r = check_first (&c, v, err);
@@ -295,10 +316,10 @@ restore_run (const struct command *cmd, char **args, void *values)
   if (r == -1) {
     copying_break (&progress);
     complain ("%s", err.msg);
-    copying_result (&progress, json_pack ("{s:s, s:s}", "status",
+    copying_result (&progress, json_pack ("{s:s, s:o}", "status",
                                           progress.interrupted ? "cancelled"
                                                                : "failed",
-                                          "error", err.msg));
+                                          "error", json_shown (err.msg)));
     return progress.interrupted ? STATUS_CANCELLED : STATUS_FAILED;
   }
   output_finish ();

@@ -98,6 +98,19 @@ text_printable (const char *text)
   return copy;
 }
 
+json_t *
+json_shown (const char *text)
+{
+  json_t *json = json_string (text);
+
+  if (json == NULL) {
+    CLEANUP_FREE char *safe = text_printable (text);
+
+    json = json_string (safe);
+  }
+  return json;
+}
+
 size_t
 text_width (const char *text)
 {

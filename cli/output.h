@@ -18,6 +18,9 @@ void output_init (void);
 /* Is it valid UTF-8?  (What is not cannot be said in JSON.) */
 bool text_is_utf8 (const char *text);
 
+/* A string as JSON: as it is, or printable if it is not UTF-8. */
+json_t *json_shown (const char *text);
+
 /* A copy that is safe on a terminal; the caller frees it.  Never NULL for a
  * text that is not (it aborts if there is no memory).
  */

@@ -11,6 +11,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
 #include "absolute.h"
 #include "cleanup.h"
@@ -150,12 +152,14 @@ open_standby (struct sync_job *s, struct error *err)
   struct remote_options ro = { .connections = o->connections,
                                .patience_ms = o->patience_ms,
                                .stop = o->stop };
+  struct stat st;
 
   s->is_uri = remote_is_uri (o->standby);
   s->standby = s->is_uri ? remote_absolute_uri (o->standby, err)
                          : absolute_path (o->standby, err);
   if (s->standby == NULL)
     return -1;
+  s->made = !s->is_uri && lstat (s->standby, &st) == -1 && errno == ENOENT;
   s->target = s->is_uri ? remote_open (s->standby, &ro, err)
                         : disk_open_file (s->standby, s->size, false, err);
   if (s->target == NULL)
@@ -308,6 +312,20 @@ decide (struct sync_job *s, struct found *f, struct error *err)
   }
   return f->has_record ? decide_by_record (s, f, err)
                        : decide_without_record (s, f, err);
+}
+
+/* A file that was not there is at no point, whatever is known or said of it. */
+static int
+decide_what_to_do (struct sync_job *s, struct found *f, struct error *err)
+{
+  int r = decide (s, f, err);
+
+  if (r == 0 && s->made && s->mode == SYNC_INCREMENTAL)
+    r = error_set (err, ENOENT, "%s: does not exist, so it is not as it was "
+                   "left (is its file system mounted?)" ADVICE, s->standby);
+  if (r == -1 && s->made)
+    unlink (s->standby);
+  return r;
 }
 
 /* ---- beginning ---- */
@@ -542,7 +560,7 @@ sync_begin (struct sync_job *s, const struct sync_options *opt,
   *s = (struct sync_job){ .opt = opt };
   s->control = control_open (opt->control, err);
   if (s->control && look (s, &f, err) == 0 && open_standby (s, err) == 0 &&
-      decide (s, &f, err) == 0 && begin (s, err) == 0 &&
+      decide_what_to_do (s, &f, err) == 0 && begin (s, err) == 0 &&
       check_begun (s, &export, err) == 0 && check_other (s, err) == 0)
     r = open_view (s, export, err);
   found_free (&f);

@@ -48,6 +48,7 @@ struct sync_job {
 
   char *standby;               /* absolute */
   bool is_uri;
+  bool made;               /* the standby: a file that was not there */
   struct disk *target;
 
   struct uuid parent, point;   /* of this run; zeros: none */

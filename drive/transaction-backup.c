@@ -70,6 +70,34 @@ transaction_prepare_begin (struct transaction *t, struct plan *p,
                                 b ? &b->point : NULL, err);
 }
 
+static struct planned *
+find_frozen (struct plan *p, const struct bitmap_action *a, struct error *err)
+{
+  struct planned *b = planned_find (p, a->target.name);
+
+  if (b && b->nb->backup == a->hook && !b->ended)
+    return b;
+  error_set (err, ENOENT, "Dirty bitmap '%s' is not frozen for that backup",
+             a->target.name);
+  return NULL;
+}
+
+int
+transaction_prepare_forget (struct plan *p, const struct bitmap_action *a,
+                            struct error *err)
+{
+  struct planned *b;
+
+  if (a->target.name == NULL)
+    return 0;
+  b = find_frozen (p, a, err);
+  if (b == NULL)
+    return -1;
+  b->point = (struct point){ 0 };
+  p->pointed = true;
+  return 0;
+}
+
 int
 transaction_prepare_end (struct plan *p, const struct bitmap_action *a,
                          struct error *err)
@@ -79,10 +107,9 @@ transaction_prepare_end (struct plan *p, const struct bitmap_action *a,
 
   if (a->target.name == NULL)
     return 0;
-  b = planned_find (p, a->target.name);
-  if (b == NULL || b->nb->backup != a->hook || b->ended)
-    return error_set (err, ENOENT, "Dirty bitmap '%s' is not frozen for that "
-                      "backup", a->target.name);
+  b = find_frozen (p, a, err);
+  if (b == NULL)
+    return -1;
   if (a->success && b->nb->persistent && drive_failure (d))
     return error_set (err, EIO, "Bitmap '%s' cannot be used: %s has failed "
                       "(%s)", a->target.name, d->sidecar, drive_failure (d));

@@ -63,6 +63,8 @@ struct planned *transaction_usable (struct transaction *t,
 int transaction_prepare_begin (struct transaction *t, struct plan *p,
                                const struct bitmap_action *a,
                                struct error *err);
+int transaction_prepare_forget (struct plan *p, const struct bitmap_action *a,
+                                struct error *err);
 int transaction_prepare_end (struct plan *p, const struct bitmap_action *a,
                              struct error *err);
 

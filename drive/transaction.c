@@ -262,6 +262,8 @@ prepare (struct transaction *t, const struct bitmap_action *a,
     return transaction_prepare_begin (t, p, a, err);
   if (a->type == BITMAP_BACKUP_END)
     return transaction_prepare_end (p, a, err);
+  if (a->type == BITMAP_BACKUP_FORGET)
+    return transaction_prepare_forget (p, a, err);
   b = transaction_usable (t, &a->target, a->type == BITMAP_REMOVE, err);
   if (b == NULL)
     return -1;

@@ -20,6 +20,8 @@ enum bitmap_action_type {
   BITMAP_BACKUP_BEGIN, /* a hook begins, and a bitmap is frozen for it */
   BITMAP_BACKUP_END,   /* the hook ends, and the bitmap is as it was, or has
                           what was written since */
+  BITMAP_BACKUP_FORGET, /* the bitmap that is frozen for the hook has no point
+                           from here on, whatever comes */
 };
 
 struct bitmap_ref {
@@ -38,7 +40,7 @@ struct bitmap_action {
   /* BITMAP_MERGE; none is allowed, and does nothing */
   const struct bitmap_ref *sources;
   size_t nr_sources;
-  /* BITMAP_BACKUP_BEGIN, BITMAP_BACKUP_END; target.name may be NULL */
+  /* BITMAP_BACKUP_...; target.name may be NULL */
   struct write_hook *hook;
   bool full;          /* BEGIN: may follow no other backup */
   bool success;       /* END */

@@ -544,6 +544,7 @@ engine_set_deadline (struct engine *e, uint64_t deadline)
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&e->lock);
 
   e->deadline = deadline;
+  pacer_set_deadline (&e->pacer, deadline);
 }
 
 void

@@ -17,7 +17,7 @@ pacer_init (struct pacer *p)
 {
   pthread_mutex_init (&p->lock, NULL);
   clock_cond_init (&p->changed);
-  p->rate = p->next = p->loan = 0;
+  p->rate = p->next = p->loan = p->deadline = 0;
   p->changes = 0;
   p->stopped = false;
 }
@@ -91,12 +91,30 @@ pacer_wait (struct pacer *p, size_t len)
 }
 
 void
-pacer_turn (struct pacer *p)
+pacer_set_deadline (struct pacer *p, uint64_t deadline)
 {
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&p->lock);
 
-  while (p->rate > 0 && !p->stopped && p->loan == 0 && now_ns () < p->next) {
-    struct timespec until = { p->next / NS_PER_S, p->next % NS_PER_S };
+  p->deadline = deadline;
+  pthread_cond_broadcast (&p->changed);
+}
+
+/* Lock held. */
+static uint64_t
+turn_of (const struct pacer *p)
+{
+  return p->deadline && p->deadline < p->next ? p->deadline : p->next;
+}
+
+void
+pacer_turn (struct pacer *p)
+{
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&p->lock);
+  uint64_t turn;
+
+  while (p->rate > 0 && !p->stopped && p->loan == 0 &&
+         now_ns () < (turn = turn_of (p))) {
+    struct timespec until = { turn / NS_PER_S, turn % NS_PER_S };
 
     pthread_cond_timedwait (&p->changed, &p->lock, &until);
   }

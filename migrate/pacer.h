@@ -29,6 +29,7 @@ struct pacer {
   uint64_t next;        /* ns: when the next bytes may go */
   uint64_t loan;        /* bytes that may go without waiting */
   unsigned changes;     /* of the rate */
+  uint64_t deadline;    /* ns: nobody waits for a turn after that; 0: none */
   bool stopped;
 };
 
@@ -48,6 +49,7 @@ void pacer_wait (struct pacer *p, size_t len);
  * it, one at a time, and then say how many bytes it is.
  */
 void pacer_turn (struct pacer *p);
+void pacer_set_deadline (struct pacer *p, uint64_t deadline); /* ns; 0: none */
 void pacer_take (struct pacer *p, size_t len);
 
 /* Nobody waits any more. */

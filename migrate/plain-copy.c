@@ -273,6 +273,14 @@ has_failed (struct plain *p)
   return p->failed;
 }
 
+static bool
+hold_is_over (struct plain *p)
+{
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&p->lock);
+
+  return p->hold_until > 0 && now_ns () > p->hold_until;
+}
+
 static void
 work (struct plain *p, char *buf)
 {
@@ -281,7 +289,7 @@ work (struct plain *p, char *buf)
     struct range run;
     int r = 0;
 
-    while (!has_failed (p) &&
+    while (!has_failed (p) && !hold_is_over (p) &&
            (r = take_run (&p->disks[i], &run, &err)) == 1)
       if (copy_run (p, &p->disks[i], &run, buf, &err) == -1) {
         r = -1;

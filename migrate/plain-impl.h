@@ -62,6 +62,7 @@ struct plain {
   uint64_t started_ns, ended_ns; /* 0: not yet */
   bool cancelled;
   bool holding;          /* writes wait: the bandwidth is not limited */
+  uint64_t hold_until;   /* ns: they wait no longer; 0: they do not */
   bool failed;           /* and 'err' says why */
   struct error err;
   unsigned round, busy;  /* workers of this round that are not done */

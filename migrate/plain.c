@@ -28,6 +28,8 @@
 #define PATIENCE_MS 10000
 /* In the hold a request takes no longer than the downtime limit and this. */
 #define HOLD_EXTRA_MS 5000
+/* And all of it, before writes go on and another round is made. */
+#define HOLD_MORE_MS 1000
 /* Bytes a second, until a round has shown how fast it goes. */
 #define ASSUMED_BANDWIDTH (64 << 20)
 
@@ -202,13 +204,37 @@ limit_requests (struct plain *p, unsigned ms)
     remote_limit (p->disks[i].target, ms);
 }
 
+/* The gates are shut.  How fast the rest goes is not known before: each piece
+ * of it may take a round trip.  So it ends when writes have waited for long.
+ */
+static int
+send_rest (struct plain *p, uint64_t *left, struct error *err)
+{
+  uint64_t began = now_ns (), dirty = plain_dirty (p);
+  int r;
+
+  pthread_mutex_lock (&p->lock);
+  p->hold_until = began + (p->params.downtime_limit + HOLD_MORE_MS) * NS_PER_MS;
+  pthread_mutex_unlock (&p->lock);
+  r = plain_round (p, err);
+  *left = r == 0 ? plain_dirty (p) : 0;
+  pthread_mutex_lock (&p->lock);
+  p->hold_until = 0;
+  if (*left > 0)
+    p->bandwidth = 1 + (double) (dirty - *left) * NS_PER_S /
+                         (now_ns () - began + 1);
+  pthread_mutex_unlock (&p->lock);
+  return r;
+}
+
 /* The rest, while writes wait: what the server has then is one instant of all
- * disks.  It need not be durable yet for them to go on.
+ * disks.  It need not be durable yet for them to go on.  1: it took too long,
+ * and they go on.
  */
 static int
 hold (struct plain *p, struct error *err)
 {
-  uint64_t held;
+  uint64_t held, left;
   int r;
 
   pthread_mutex_lock (&p->lock);
@@ -218,14 +244,18 @@ hold (struct plain *p, struct error *err)
   pthread_mutex_unlock (&p->lock);
   drives_lock (p->drives, p->nr);
   drives_close (p->drives, p->nr, false);
-  r = plain_round (p, err);
+  r = send_rest (p, &left, err);
   if (r == 0)
-    r = plain_bitmaps_take (p, err);
+    r = left > 0 ? 1 : plain_bitmaps_take (p, err);
   held = drives_open (p->drives, p->nr, false);
   drives_unlock (p->drives, p->nr);
   limit_requests (p, 0);
   pthread_mutex_lock (&p->lock);
   p->info.downtime_ms = (held + NS_PER_MS - 1) / NS_PER_MS;
+  if (r == 1) {
+    p->holding = false;
+    pacer_set_rate (&p->pacer, p->params.max_bandwidth);
+  }
   pthread_mutex_unlock (&p->lock);
   return r;
 }
@@ -233,12 +263,17 @@ hold (struct plain *p, struct error *err)
 static int
 run (struct plain *p, struct error *err)
 {
-  set_status (p, MIGRATE_ACTIVE);
-  if (rounds (p, err) == -1)
-    return -1;
-  set_status (p, MIGRATE_DEVICE);
-  if (hold (p, err) == -1)
-    return -1;
+  int r;
+
+  do {
+    set_status (p, MIGRATE_ACTIVE);
+    if (rounds (p, err) == -1)
+      return -1;
+    set_status (p, MIGRATE_DEVICE);
+    r = hold (p, err);
+    if (r == -1)
+      return -1;
+  } while (r == 1);
   brake_release (&p->brake, p->drives, p->nr);
   for (size_t i = 0; i < p->nr; i++)
     drive_drop_ship (p->disks[i].drive);

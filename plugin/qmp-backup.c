@@ -257,6 +257,21 @@ run_end (json_t *args, struct error *err)
   return r == 0 ? json_object () : NULL;
 }
 
+static const struct qmp_param id_params[] = {
+  { .name = "node", .type = QMP_STRING },
+  { .name = "id", .type = QMP_STRING, .check = check_id },
+  { .name = NULL },
+};
+
+static json_t *
+run_forget (json_t *args, struct error *err)
+{
+  struct uuid id;
+  struct drive *d = node_and_id (args, &id, err);
+
+  return d && views_forget (d, &id, err) == 0 ? json_object () : NULL;
+}
+
 static struct view *
 find_view (json_t *args, struct error *err)
 {
@@ -285,12 +300,6 @@ run_release (json_t *args, struct error *err)
   return json_object ();
 }
 
-static const struct qmp_param direct_params[] = {
-  { .name = "node", .type = QMP_STRING },
-  { .name = "id", .type = QMP_STRING, .check = check_id },
-  { .name = NULL },
-};
-
 static json_t *
 run_direct (json_t *args, struct error *err)
 {
@@ -311,7 +320,8 @@ const struct qmp_command qmp_backup_commands[] = {
   { "x-ferry-backup-begin", qmp_backup_begin_params, run_begin },
   { "x-ferry-backup-end", qmp_backup_end_params, run_end },
   { "x-ferry-backup-release", release_params, run_release },
-  { "x-ferry-backup-direct", direct_params, run_direct },
+  { "x-ferry-backup-direct", id_params, run_direct },
+  { "x-ferry-backup-forget", id_params, run_forget },
   { "x-ferry-query-backups", NULL, query_backups },
   { .name = NULL },
 };

@@ -469,6 +469,9 @@ finish (struct must *m, const struct must_action *a)
     memcpy (m->bits, m->after_clear, sizeof m->bits);
     m->point = 0;
     break;
+  case BITMAP_BACKUP_FORGET:
+    m->point = 0;
+    break;
   case BITMAP_BACKUP_BEGIN:
     m->frozen = true;
     or_blocks (m->bits, m->if_recording);

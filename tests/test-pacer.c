@@ -133,6 +133,20 @@ test_changes_at_once (void **state)
 
 /* Small enough for any second, and large enough for the round trip. */
 static void
+test_deadline (void **state)
+{
+  uint64_t began = now_ns ();
+
+  pacer_set_rate (&pacer, 1);
+  pacer_turn (&pacer);
+  pacer_take (&pacer, 1 << 20); /* the next turn comes in twelve days */
+  pacer_set_deadline (&pacer, began + 50 * NS_PER_MS);
+  pacer_turn (&pacer);
+  assert_true (now_ns () - began >= 50 * NS_PER_MS);
+  assert_true (now_ns () - began < LONG);
+}
+
+static void
 test_piece (void **state)
 {
   const uint64_t rate = 100 << 20;
@@ -157,6 +171,7 @@ main (void)
     cmocka_unit_test_setup_teardown (test_no_limit, begin, end),
     cmocka_unit_test_setup_teardown (test_idle_has_no_credit, begin, end),
     cmocka_unit_test_setup_teardown (test_changes_at_once, begin, end),
+    cmocka_unit_test_setup_teardown (test_deadline, begin, end),
     cmocka_unit_test_setup_teardown (test_piece, begin, end),
   };
 

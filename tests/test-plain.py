@@ -333,8 +333,40 @@ def broken():
     clean()
 
 
+def slow_pieces():
+    """Each write takes a tenth of a second over there, so what is left in small
+    pieces takes far longer than its bytes would.  Writers do not wait for it."""
+    model = Model(2 * SIZE, os.urandom(2 * SIZE))
+    with open("src.raw", "wb") as f:
+        f.write(model.data)
+    src = Nbdkit("disk=vda=src.raw", "control=src.ctl", name="src")
+    slow = Nbdkit("%d" % (2 * SIZE), "delay-write=100ms", plugin="memory",
+                  name="slow", options=("--filter=delay",))
+    qmp = QMP("src.ctl")
+    writer = Writer(src.uri("vda"), model, seed=5, max_length=4096,
+                    pause=0.0005)
+    writer.kinds = ["write"]
+    qmp.command("migrate-set-parameters", downtime_limit=300)
+    qmp.command("migrate", uri=slow.uri(), x_ferry_data_only=True)
+    end = time.monotonic() + 8
+    wait_for(lambda: time.monotonic() > end or qmp.command(
+        "query-migrate")["status"] not in ("setup", "active", "device"),
+             "some seconds")
+    qmp.command("migrate-cancel")
+    wait_for(lambda: qmp.command("query-migrate")["status"] in
+             ("cancelled", "completed"), "the end")
+    writer.stop()
+    assert writer.errors == 0, writer.last_error
+    assert writer.longest < 5, writer.longest
+    print("slow pieces: %.1f s at most" % writer.longest)
+    src.stop()
+    slow.stop()
+    clean()
+
+
 to_qemu()
 to_others()
+slow_pieces()
 paced()
 several()
 refused()

@@ -1,0 +1,150 @@
+#!/usr/bin/python3
+# nbdferry - what goes wrong by hand, and must not cost data
+# SPDX-License-Identifier: BSD-3-Clause
+"""A full backup over an earlier one that is broken off; a standby that is not
+there; an archive restored onto itself; names that are not UTF-8; a link to
+nothing."""
+
+import json
+import signal
+
+from ferrytest import *
+from chaintest import *
+
+requires("nbdkit")
+
+MiB = 1 << 20
+SIZE = 16 * MiB
+disk = Disk(SIZE)
+control = disk.control
+
+
+def fails(*args, says=None, **kwargs):
+    p = run_nbdferry(*args, check=False, **kwargs)
+    assert p.returncode == 1, (args, p)
+    assert says is None or says in p.stderr, (says, p.stderr)
+    return p
+
+
+def broken_off(uri, stop):
+    """A full backup to it, by the bitmap, which is slow, up to its middle."""
+    p = subprocess.Popen([NBDFERRY, "backup", control, uri, "--bitmap=n",
+                          "--full", "--force"], stdin=subprocess.DEVNULL,
+                         stderr=subprocess.PIPE, text=True)
+    wait_for(lambda: os.stat("out.raw").st_blocks > 0, "the first data")
+    p.send_signal(stop)
+    errors = p.communicate(timeout=30)[1]
+    assert p.returncode in (130, -signal.SIGKILL), (p.returncode, errors)
+    wait_for(lambda: disk.backups() == [], "the daemon to give it up")
+    return errors
+
+
+def full_over_an_earlier_one():
+    """What is half written is at no point: nothing may build upon it."""
+    def server(*options):
+        return Nbdkit("out.raw", *options, plugin="file", name="out",
+                      options=["--filter=delay"])
+
+    def empty():
+        with open("out.raw", "wb") as f:
+            f.truncate(SIZE)
+
+    empty()
+    s = server()
+    uri = s.uri()
+    backup(disk, uri, "--bitmap=n")
+    for stop in signal.SIGINT, signal.SIGKILL:
+        disk.write()
+        # One that is refused, before anything was written, costs nothing.
+        fails("backup", control, "/dev/null/x", "--bitmap=n", "--full")
+        fails("backup", control, uri, "--bitmap=n", "--full", says="--force")
+        backup(disk, uri, "--bitmap=n", "--incremental")
+        compare("out.raw", disk.model)
+        s.stop()
+        empty()                         # another one, in its place
+        s = server("wdelay=100ms")
+        errors = broken_off(uri, stop)
+        assert stop != signal.SIGINT or "full one" in errors, errors
+        s.kill()
+        s = server()
+        fails("backup", control, uri, "--bitmap=n", "--incremental")
+        fails("backup", control, uri, "--bitmap=n", says="--force")
+        backup(disk, uri, "--bitmap=n", "--force")
+        compare("out.raw", disk.model)
+    s.stop()
+    # The same with a file, which is emptied.
+    backup(disk, "o.raw", "--format=raw", "--bitmap=r")
+    disk.write()
+    for i in range(6):
+        p = subprocess.Popen([NBDFERRY, "backup", control, "o.raw",
+                              "--format=raw", "--bitmap=r", "--full",
+                              "--force", "--connections=1"],
+                             stdin=subprocess.DEVNULL,
+                             stdout=subprocess.DEVNULL)
+        wait_for(lambda: disk.backups() != [] or p.poll() is not None,
+                 "it to begin")
+        time.sleep(0.002 * i)           # any moment will do
+        p.kill()
+        p.wait()
+        wait_for(lambda: disk.backups() == [], "the daemon to give it up")
+        p = run_nbdferry("backup", control, "o.raw", "--format=raw",
+                         "--bitmap=r", check=False)
+        if p.returncode != 0:
+            assert "--force" in p.stderr, p.stderr
+            backup(disk, "o.raw", "--format=raw", "--bitmap=r", "--force")
+        compare("o.raw", disk.model)
+
+
+def standby_is_not_there():
+    backup(disk, "b.nbf", "--bitmap=s")
+    fails("sync", control, "typo.raw", "--bitmap=s", "--adopt",
+          says="does not exist")
+    assert not os.path.exists("typo.raw")
+    run_nbdferry("sync", control, "standby.raw", "--bitmap=t")
+    compare("standby.raw", disk.model)
+    os.unlink("standby.raw")
+    disk.write(3)
+    fails("sync", control, "standby.raw", "--bitmap=t",
+          says="does not exist")
+    assert not os.path.exists("standby.raw")
+    run_nbdferry("sync", control, "standby.raw", "--bitmap=t", "--full")
+    compare("standby.raw", disk.model)
+
+
+def onto_itself():
+    os.link("b.nbf", "link.nbf")
+    os.symlink("b.nbf", "symlink.nbf")
+    for out in "b.nbf", "link.nbf", "symlink.nbf":
+        fails("restore", "--overwrite", "b.nbf", out, says="itself")
+    run_nbdferry("archive", "verify", "b.nbf")
+
+
+def names():
+    """What JSON cannot say is shown as it would be on a terminal."""
+    odd = b"x\xff.nbf"
+    os.link("b.nbf", odd)
+    for command in (["archive", "info"], ["archive", "verify"]):
+        p = subprocess.run([NBDFERRY, *command, "--json", odd],
+                           capture_output=True, check=True)
+        entry, = json.loads(p.stdout)
+        assert entry["file"].endswith(".nbf"), entry
+    p = subprocess.run([NBDFERRY, "restore", "--json", b"\xfe.nbf", "out"],
+                       capture_output=True)
+    assert p.returncode == 1, p
+    assert json.loads(p.stdout.splitlines()[-1])["status"] == "failed", p
+    os.mkdir(b"folder\xff")
+    os.link("b.nbf", b"folder\xff/b.nbf")
+    p = subprocess.run([NBDFERRY, "archive", "list", "--json", b"folder\xff"],
+                       capture_output=True, check=True)
+    assert len(json.loads(p.stdout)) == 1, p
+    os.symlink("nothing", "dangling")
+    fails("backup", control, "dangling", says="symbolic link")
+    fails("restore", "b.nbf", "dangling", says="symbolic link")
+    fails("backup", control, "")
+
+
+full_over_an_earlier_one()
+standby_is_not_there()
+onto_itself()
+names()
+disk.stop()
