@@ -4,6 +4,8 @@
 #include <config.h>
 
 #include <inttypes.h>
+#include <poll.h>
+#include <pthread.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
@@ -13,6 +15,7 @@
 
 #include "cleanup.h"
 #include "clock.h"
+#include "command.h"
 #include "copying.h"
 #include "output.h"
 #include "size.h"
@@ -20,6 +23,56 @@
 #define STEP_NS    (100 * NS_PER_MS)
 #define GIVE_UP_NS (2 * NS_PER_S) /* how long threads may take to stop */
 #define BAR_MAX    40
+
+/* ---- Ctrl-C ---- */
+
+/* So long a signal may go unnoticed. */
+#define PATIENCE_MS 5000
+
+struct watch {
+  int signals;
+  enum progress_mode mode;
+  FILE *out;
+};
+
+/* Nobody looks for signals while a server's flush, a connection or a pipe is
+ * waited for.  When a signal has not been taken up for long the process ends as
+ * with kill -9, which all that it writes is made for.
+ */
+static void *
+watch_thread (void *arg)
+{
+  const struct watch *w = arg;
+  struct pollfd p = { .fd = w->signals, .events = POLLIN };
+
+  do {
+    while (poll (&p, 1, -1) != 1)
+      ;
+    poll (NULL, 0, PATIENCE_MS);
+  } while (poll (&p, 1, 0) != 1);
+  if (w->mode == PROGRESS_BAR)
+    fputc ('\n', w->out);
+  complain ("interrupted; what it waits for does not answer, so it is given "
+            "up.  A bitmap is as it was, unless it was just being advanced; "
+            "what was overwritten in place is not complete");
+  if (w->mode == PROGRESS_JSON) {
+    fputs ("{\"status\": \"cancelled\", \"error\": \"interrupted\"}\n",
+           w->out);
+    fflush (w->out);
+  }
+  _exit (STATUS_CANCELLED);
+}
+
+static void
+watch_signals (const struct copying *c)
+{
+  static struct watch w; /* for good */
+  pthread_t thread;
+
+  w = (struct watch){ c->signals, c->mode, c->out };
+  if (pthread_create (&thread, NULL, watch_thread, &w) == 0)
+    pthread_detach (thread);
+}
 
 void
 copying_init (struct copying *c, bool json, bool to_stderr)
@@ -48,6 +101,7 @@ copying_init (struct copying *c, bool json, bool to_stderr)
      */
     signal (SIGINT, SIG_DFL);
     signal (SIGTERM, SIG_DFL);
+    watch_signals (c);
   }
 }
 

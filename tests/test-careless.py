@@ -3,7 +3,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """A full backup over an earlier one that is broken off; a standby that is not
 there; an archive restored onto itself; names that are not UTF-8; a link to
-nothing."""
+nothing; Ctrl-C where nobody answers."""
 
 import json
 import signal
@@ -143,8 +143,39 @@ def names():
     fails("backup", control, "")
 
 
+def blocks(pid, sig):
+    with open("/proc/%d/status" % pid) as f:
+        mask, = (line.split()[1] for line in f if line.startswith("SigBlk"))
+    return int(mask, 16) >> sig - 1 & 1
+
+
+def nobody_answers():
+    """Neither a pipe into which nobody writes nor a server that does not
+    answer keeps who has pressed Ctrl-C."""
+    open("never.raw", "wb").close()
+    os.truncate("never.raw", SIZE)
+    server = Nbdkit("never.raw", "delay-open=40", plugin="file", name="never",
+                    options=["--filter=delay"])
+    for args in (["restore", "--json", "-", "new.raw"],
+                 ["archive", "verify", "--json", "-"],
+                 ["restore", "--json", "b.nbf", server.uri()]):
+        p = subprocess.Popen([NBDFERRY, *args], stdin=subprocess.PIPE,
+                             stdout=subprocess.PIPE, text=True)
+        wait_for(lambda: blocks(p.pid, signal.SIGTERM), "it to begin")
+        p.send_signal(signal.SIGTERM)
+        assert p.wait(30) == 130, p.returncode
+        lines = p.stdout.read().splitlines()
+        if args[0] == "restore":
+            assert json.loads(lines[-1])["status"] == "cancelled", lines
+        p.stdin.close()
+        p.stdout.close()
+    assert not os.path.exists("new.raw")
+    server.kill()
+
+
 full_over_an_earlier_one()
 standby_is_not_there()
 onto_itself()
 names()
+nobody_answers()
 disk.stop()
