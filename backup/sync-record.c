@@ -157,28 +157,73 @@ random_below (struct sync_sampler *s, uint64_t n)
 
 static const char zeros[SYNC_SAMPLE_MAX];
 
-/* Of the n-th place that comes, keep it with the chance k / n, instead of one
- * of those that are there.  (A place that comes twice, because it had to be
- * sent again, is only more likely to be kept.)
+/* So many places of zeros are kept beside any number of others. */
+#define FEW_ZEROS (SYNC_FRESH / 8)
+
+/* Where in there is something that is not zero?  The first sector of that kind
+ * from 'from' on, or from the beginning; 'len' if there is none.
  */
+static uint64_t
+find_data (const char *buf, uint64_t len, uint64_t from)
+{
+  for (uint64_t k = 0; buf && k < len; k += 512) {
+    uint64_t at = (from + k) % ((len + 511) / 512 * 512);
+
+    if (!disk_is_zero (buf + at, len - at < 512 ? len - at : 512))
+      return at;
+  }
+  return len;
+}
+
+/* The slot for one more place of that kind, or SYNC_FRESH: it is not kept.  Of
+ * the n-th place of a kind, keep it with the chance k / n, instead of one of
+ * the k that are there.  (A place that comes twice, because it had to be sent
+ * again, is only more likely to be kept.)  Zeros tell little: an empty disk has
+ * them as well.  So they make room for data, but for a few.
+ */
+static size_t
+choose_slot (struct sync_sampler *s, bool zero)
+{
+  uint64_t seen = ++s->seen[zero];
+  size_t kept = 0, n;
+
+  for (size_t i = 0; i < s->picked.nr; i++)
+    kept += s->zero[i] == zero;
+  if (s->picked.nr < SYNC_FRESH)
+    return s->picked.nr++;
+  if (!zero && s->picked.nr - kept > FEW_ZEROS) {
+    zero = true;
+    n = random_below (s, s->picked.nr - kept);
+  }
+  else {
+    n = random_below (s, seen);
+    if (n >= kept)
+      return SYNC_FRESH;
+  }
+  for (size_t i = 0; i < SYNC_FRESH; i++)
+    if (s->zero[i] == zero && n-- == 0)
+      return i;
+  return SYNC_FRESH;
+}
+
 void
 sync_sampler_add (struct sync_sampler *s, const void *buf, uint64_t len,
                   uint64_t offset)
 {
   size_t n = len < SYNC_SAMPLE_MAX ? len : SYNC_SAMPLE_MAX;
-  uint64_t at = 0;
-  uint64_t place = s->seen++;
+  uint64_t last = (len - n) / 512 * 512, at = 0, data;
+  size_t slot;
 
-  if (place >= SYNC_FRESH) {
-    place = random_below (s, place + 1);
-    if (place >= SYNC_FRESH)
-      return;
-  }
-  else
-    s->picked.nr = place + 1;
   if (len > n)
-    at = random_below (s, (len - n) / 512 + 1) * 512;
-  s->picked.sample[place] = (struct sync_sample){
+    at = random_below (s, last / 512 + 1) * 512;
+  data = find_data (buf, len, at);
+  slot = choose_slot (s, data == len);
+  if (slot == SYNC_FRESH)
+    return;
+  if (data < len)
+    at = data < last ? data : last;
+  s->zero[slot] = data == len;
+  s->picked.sample[slot] = (struct sync_sample){
     .offset = offset + at, .len = n,
     .hash = sync_sample_hash (buf ? (const char *) buf + at : zeros, n),
   };

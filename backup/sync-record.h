@@ -74,10 +74,13 @@ int sync_record_parse (const json_t *json, struct sync_record *r,
 
 uint64_t sync_sample_hash (const void *buf, size_t len);
 
-/* Collects a few places of many, each with the same chance. */
+/* Collects a few places of many, each with the same chance; but data rather
+ * than zeros.
+ */
 struct sync_sampler {
   struct sync_samples picked; /* at most SYNC_FRESH */
-  uint64_t seen;
+  bool zero[SYNC_FRESH];      /* whether it is */
+  uint64_t seen[2];           /* so much data, so many zeros */
   uint64_t random; /* state; seeded by sync_sampler_init */
 };
 

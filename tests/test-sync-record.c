@@ -94,6 +94,46 @@ many_are_picked_evenly (void **state)
     assert_in_range (hits[i], 130, 370);
 }
 
+/* A disk of zeros is not taken for one with a little data. */
+static void
+data_is_found (void **state)
+{
+  static char piece[1 << 20];
+
+  for (int round = 0; round < 100; round++) {
+    struct sync_sampler s;
+    bool found = false;
+
+    memset (piece, 0, sizeof piece);
+    memset (piece + 512 * (round * 20 + 1), 1, 3);
+    sync_sampler_init (&s);
+    for (uint64_t i = 0; i < 1000; i++)
+      sync_sampler_add (&s, i == 500 ? piece : NULL, sizeof piece,
+                        i * sizeof piece);
+    assert_int_equal (s.picked.nr, SYNC_FRESH);
+    for (size_t i = 0; i < s.picked.nr; i++) {
+      const struct sync_sample *a = &s.picked.sample[i];
+      const uint64_t at = a->offset % sizeof piece;
+
+      assert_true (at + a->len <= sizeof piece);
+      if (a->offset / sizeof piece != 500)
+        continue;
+      found = true;
+      assert_true (a->hash == sync_sample_hash (piece + at, a->len));
+      assert_in_range (512 * (round * 20 + 1), at, at + a->len - 1);
+    }
+    assert_true (found);
+    /* And much of it does not drive out all zeros. */
+    memset (piece, 1, sizeof piece);
+    for (uint64_t i = 1000; i < 2000; i++)
+      sync_sampler_add (&s, piece, sizeof piece, i * sizeof piece);
+    found = false;
+    for (size_t i = 0; i < s.picked.nr; i++)
+      found |= s.zero[i];
+    assert_true (found);
+  }
+}
+
 static void
 long_ones_are_cut (void **state)
 {
@@ -155,6 +195,7 @@ main (void)
   const struct CMUnitTest tests[] = {
     cmocka_unit_test (few_are_all_kept),
     cmocka_unit_test (many_are_picked_evenly),
+    cmocka_unit_test (data_is_found),
     cmocka_unit_test (long_ones_are_cut),
     cmocka_unit_test (old_ones_stay),
   };
