@@ -252,6 +252,17 @@ start_copy (struct backup *b, struct copy_options *opt, struct error *err)
   return c;
 }
 
+/* It was begun, and has failed. */
+static void
+say_what_was_overwritten (const struct backup *b)
+{
+  for (size_t i = 0; i < b->nr_outs; i++)
+    if (b->session.disks[i].forgotten && !b->outs[i].complete)
+      complain ("%s was overwritten in part, so no backup can build upon it: "
+                "the next one by this bitmap is a full one (with --force)",
+                b->outs[i].path);
+}
+
 /* Its threads hang in a target that does not answer. */
 static void
 leave (struct backup *b)
@@ -265,6 +276,9 @@ leave (struct backup *b)
       unlink (b->outs[i].target.partial.tmp);
   }
   complain ("left while the target does not answer; the bitmap is as it was");
+  say_what_was_overwritten (b);
+  copying_result (&b->progress, json_pack ("{s:s, s:s}", "status", "cancelled",
+                                           "error", "interrupted"));
   _exit (STATUS_CANCELLED);
 }
 
@@ -498,11 +512,7 @@ failed (struct backup *b, const struct error *err)
     complain ("the backup was given up; the bitmap is as it was");
   else if (err->msg[0])
     complain ("%s", err->msg);
-  for (size_t i = 0; i < b->nr_outs; i++)
-    if (b->session.disks[i].forgotten && !b->outs[i].complete)
-      complain ("%s was overwritten in part, so no backup can build upon it: "
-                "the next one by this bitmap is a full one (with --force)",
-                b->outs[i].path);
+  say_what_was_overwritten (b);
   copying_result (&b->progress,
                   json_pack ("{s:s, s:o}", "status", b->progress.interrupted
                              ? "cancelled" : "failed", "error",

@@ -167,6 +167,8 @@ write_all (const struct chain *c, struct target *t,
     complain ("leaving, though the target does not answer");
     if (t->partial.tmp)
       unlink (t->partial.tmp);
+    copying_result (progress, json_pack ("{s:s, s:s}", "status", "cancelled",
+                                         "error", "interrupted"));
     _exit (STATUS_CANCELLED);
   }
   copying_break (progress);
