@@ -277,9 +277,7 @@ leave (struct backup *b)
   }
   complain ("left while the target does not answer; the bitmap is as it was");
   say_what_was_overwritten (b);
-  copying_result (&b->progress, json_pack ("{s:s, s:s}", "status", "cancelled",
-                                           "error", "interrupted"));
-  _exit (STATUS_CANCELLED);
+  _exit (copying_failed (&b->progress, true, "interrupted"));
 }
 
 /* Who asks a server for data waits for it.  Who reads it from the disk mostly
@@ -513,11 +511,7 @@ failed (struct backup *b, const struct error *err)
   else if (err->msg[0])
     complain ("%s", err->msg);
   say_what_was_overwritten (b);
-  copying_result (&b->progress,
-                  json_pack ("{s:s, s:o}", "status", b->progress.interrupted
-                             ? "cancelled" : "failed", "error",
-                             json_shown (err->msg)));
-  return b->progress.interrupted ? STATUS_CANCELLED : STATUS_FAILED;
+  return copying_failed (&b->progress, b->progress.interrupted, err->msg);
 }
 
 static int

@@ -167,9 +167,7 @@ write_all (const struct chain *c, struct target *t,
     complain ("leaving, though the target does not answer");
     if (t->partial.tmp)
       unlink (t->partial.tmp);
-    copying_result (progress, json_pack ("{s:s, s:s}", "status", "cancelled",
-                                         "error", "interrupted"));
-    _exit (STATUS_CANCELLED);
+    _exit (copying_failed (progress, true, "interrupted"));
   }
   copying_break (progress);
   return restore_end (r, err);
@@ -318,11 +316,7 @@ restore_run (const struct command *cmd, char **args, void *values)
   if (r == -1) {
     copying_break (&progress);
     complain ("%s", err.msg);
-    copying_result (&progress, json_pack ("{s:s, s:o}", "status",
-                                          progress.interrupted ? "cancelled"
-                                                               : "failed",
-                                          "error", json_shown (err.msg)));
-    return progress.interrupted ? STATUS_CANCELLED : STATUS_FAILED;
+    return copying_failed (&progress, progress.interrupted, err.msg);
   }
   output_finish ();
   return STATUS_DONE;

@@ -29,12 +29,6 @@
 /* So long a signal may go unnoticed. */
 #define PATIENCE_MS 5000
 
-struct watch {
-  int signals;
-  enum progress_mode mode;
-  FILE *out;
-};
-
 /* Nobody looks for signals while a server's flush, a connection or a pipe is
  * waited for.  When a signal has not been taken up for long the process ends as
  * with kill -9, which all that it writes is made for.
@@ -42,35 +36,30 @@ struct watch {
 static void *
 watch_thread (void *arg)
 {
-  const struct watch *w = arg;
-  struct pollfd p = { .fd = w->signals, .events = POLLIN };
+  struct copying *c = arg;
+  struct pollfd p = { .fd = c->signals, .events = POLLIN };
 
   do {
     while (poll (&p, 1, -1) != 1)
       ;
     poll (NULL, 0, PATIENCE_MS);
   } while (poll (&p, 1, 0) != 1);
-  if (w->mode == PROGRESS_BAR)
-    fputc ('\n', w->out);
+  copying_break (c);
   complain ("interrupted; what it waits for does not answer, so it is given "
             "up.  A bitmap is as it was, unless it was just being advanced; "
             "what was overwritten in place is not complete");
-  if (w->mode == PROGRESS_JSON) {
-    fputs ("{\"status\": \"cancelled\", \"error\": \"interrupted\"}\n",
-           w->out);
-    fflush (w->out);
-  }
-  _exit (STATUS_CANCELLED);
+  _exit (copying_failed (c, true, "interrupted"));
 }
 
 static void
 watch_signals (const struct copying *c)
 {
-  static struct watch w; /* for good */
+  static struct copying mine; /* its thread's, for good */
   pthread_t thread;
 
-  w = (struct watch){ c->signals, c->mode, c->out };
-  if (pthread_create (&thread, NULL, watch_thread, &w) == 0)
+  mine = *c;
+  mine.drawn = c->mode == PROGRESS_BAR;
+  if (pthread_create (&thread, NULL, watch_thread, &mine) == 0)
     pthread_detach (thread);
 }
 
@@ -273,6 +262,15 @@ copying_result (struct copying *c, json_t *json)
   if (c->mode == PROGRESS_JSON)
     print_object (c, json);
   json_decref (json);
+}
+
+int
+copying_failed (struct copying *c, bool cancelled, const char *why)
+{
+  copying_result (c, json_pack ("{s:s, s:o}", "status", cancelled
+                                ? "cancelled" : "failed", "error",
+                                json_shown (why)));
+  return cancelled ? STATUS_CANCELLED : STATUS_FAILED;
 }
 
 /* ---- until it ends ---- */

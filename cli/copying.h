@@ -52,6 +52,9 @@ void copying_break (struct copying *c);
 /* The last line for programs, where the others went; 'json' is dropped. */
 void copying_result (struct copying *c, json_t *json);
 
+/* The same of what has failed, or was cancelled.  Returns the exit status. */
+int copying_failed (struct copying *c, bool cancelled, const char *why);
+
 /* Something under way (backup/copy.h, backup/restore.h). */
 struct copying_ops {
   bool (*wait) (void *opaque, uint64_t ns);

@@ -1,4 +1,4 @@
-/* nbdferry - time that only goes forward
+/* nbdferry - time
  * SPDX-License-Identifier: BSD-3-Clause
  */
 #ifndef FERRY_CLOCK_H
@@ -18,6 +18,16 @@ now_ns (void)
   struct timespec ts;
 
   clock_gettime (CLOCK_MONOTONIC, &ts);
+  return ts.tv_sec * NS_PER_S + ts.tv_nsec;
+}
+
+/* Nanoseconds since 1970, as the system's clock has it. */
+static inline uint64_t
+real_ns (void)
+{
+  struct timespec ts;
+
+  clock_gettime (CLOCK_REALTIME, &ts);
   return ts.tv_sec * NS_PER_S + ts.tv_nsec;
 }
 

@@ -179,18 +179,14 @@ drive_forget_hook (struct drive *d, const struct write_hook *h)
   }
 }
 
-int
-drive_set_ship (struct drive *d, struct bitmap *ship, struct error *err)
+/* Mark what there is to mark now.  Control lock held. */
+static int
+remake_marks (struct drive *d, struct error *err)
 {
-  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&d->control);
-  CLEANUP_FREE struct marks *marks = NULL;
+  CLEANUP_FREE struct marks *marks = drive_build_marks (d, NULL, 0);
 
-  d->ship = ship;
-  marks = drive_build_marks (d, NULL, 0);
-  if (marks == NULL) {
-    d->ship = NULL;
+  if (marks == NULL)
     return error_set (err, ENOMEM, "%m");
-  }
   gate_close (&d->writes);
   marks = drive_swap_marks (d, marks);
   gate_open (&d->writes);
@@ -198,21 +194,27 @@ drive_set_ship (struct drive *d, struct bitmap *ship, struct error *err)
 }
 
 int
+drive_set_ship (struct drive *d, struct bitmap *ship, struct error *err)
+{
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&d->control);
+
+  d->ship = ship;
+  if (remake_marks (d, err) == 0)
+    return 0;
+  d->ship = NULL;
+  return -1;
+}
+
+int
 drive_set_watch (struct drive *d, struct bitmap *watch, struct error *err)
 {
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&d->control);
-  CLEANUP_FREE struct marks *marks = NULL;
 
   d->watch = watch;
-  marks = drive_build_marks (d, NULL, 0);
-  if (marks == NULL) {
-    d->watch = NULL;
-    return error_set (err, ENOMEM, "%m");
-  }
-  gate_close (&d->writes);
-  marks = drive_swap_marks (d, marks);
-  gate_open (&d->writes);
-  return 0;
+  if (remake_marks (d, err) == 0)
+    return 0;
+  d->watch = NULL;
+  return -1;
 }
 
 void

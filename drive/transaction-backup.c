@@ -93,8 +93,7 @@ transaction_prepare_forget (struct plan *p, const struct bitmap_action *a,
   b = find_frozen (p, a, err);
   if (b == NULL)
     return -1;
-  b->point = (struct point){ 0 };
-  p->pointed = true;
+  transaction_lose_point (p, b);
   return 0;
 }
 

@@ -63,6 +63,11 @@ struct planned *transaction_usable (struct transaction *t,
 int transaction_prepare_begin (struct transaction *t, struct plan *p,
                                const struct bitmap_action *a,
                                struct error *err);
+/* What was written since the last backup is not all in it any more, or what
+ * that backup was written to is none.
+ */
+void transaction_lose_point (struct plan *p, struct planned *b);
+
 int transaction_prepare_forget (struct plan *p, const struct bitmap_action *a,
                                 struct error *err);
 int transaction_prepare_end (struct plan *p, const struct bitmap_action *a,

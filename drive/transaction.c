@@ -237,11 +237,8 @@ prepare_clear (struct plan *p, struct planned *b, struct error *err)
   return b->companion ? 0 : -1;
 }
 
-/* A clear or a change of what it records: what was written since the last
- * backup is not all in it.
- */
-static void
-lose_point (struct plan *p, struct planned *b)
+void
+transaction_lose_point (struct plan *p, struct planned *b)
 {
   if (point_is_none (&b->point))
     return;
@@ -274,11 +271,11 @@ prepare (struct transaction *t, const struct bitmap_action *a,
   case BITMAP_ENABLE:
   case BITMAP_DISABLE:
     if (b->recording != (a->type == BITMAP_ENABLE))
-      lose_point (p, b);
+      transaction_lose_point (p, b);
     b->recording = a->type == BITMAP_ENABLE;
     break;
   case BITMAP_CLEAR:
-    lose_point (p, b);
+    transaction_lose_point (p, b);
     return prepare_clear (p, b, err);
   default:
     return prepare_merge (t, a, b, err);

@@ -14,7 +14,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "blobs.h"
@@ -48,15 +47,6 @@ blob_name_ok (const char *name)
     if (name[i] < ' ' || name[i] > '~' || name[i] == '/')
       return false;
   return true;
-}
-
-static uint64_t
-real_ns (void)
-{
-  struct timespec ts;
-
-  clock_gettime (CLOCK_REALTIME, &ts);
-  return ts.tv_sec * NS_PER_S + ts.tv_nsec;
 }
 
 struct blobs *

@@ -7,7 +7,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 #include "cleanup.h"
 #include "clock.h"
@@ -251,16 +250,6 @@ forward_name (const struct where *w)
   return f;
 }
 
-/* Grows from one process to the next as well. */
-static uint64_t
-first_epoch (void)
-{
-  struct timespec ts;
-
-  clock_gettime (CLOCK_REALTIME, &ts);
-  return ts.tv_sec * NS_PER_S + ts.tv_nsec;
-}
-
 static struct disk *
 open_forward (struct departure *p, const struct where *w,
               const struct stop *stop, struct error *err)
@@ -271,8 +260,9 @@ open_forward (struct departure *p, const struct where *w,
     error_set (err, ENOMEM, "%m");
     return NULL;
   }
+  /* The first epoch must be later than those of an earlier process. */
   return pool_open (w->uri, forward_export, f, FORWARD_CONNECTIONS,
-                    p->drive->size, first_epoch (), stop, CONNECT_TIMEOUT_MS,
+                    p->drive->size, real_ns (), stop, CONNECT_TIMEOUT_MS,
                     err);
 }
 

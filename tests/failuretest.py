@@ -109,8 +109,7 @@ class Move:
 
     def __init__(self, proxy=False, size=SIZE, seed=1):
         Nbdkit.all.clear()      # all have ended
-        for f in os.listdir("."):
-            subprocess.run(["rm", "-rf", f], check=True)
+        clear_folder()
         self.size = size
         self.pair = Pair({"vda": size}, tcp=True)
         self.src, self.dst = self.pair.src, self.pair.dst

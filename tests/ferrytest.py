@@ -63,6 +63,12 @@ def wait_for(condition, what, timeout=TIMEOUT):
         time.sleep(0.005)
 
 
+def clear_folder():
+    """Nothing is left in the current one."""
+    for f in os.listdir("."):
+        subprocess.run(["rm", "-rf", f], check=True)
+
+
 def is_served(path):
     """Does anybody listen on that Unix socket, as it was given to him?  It is
     to be seen before that, and some servers end with their first client."""

@@ -18,8 +18,7 @@ SIZE = WRITERS * 3 * MiB // 2
 
 def converges(mode):
     Nbdkit.all.clear()
-    for f in os.listdir("."):
-        subprocess.run(["rm", "-rf", f], check=True)
+    clear_folder()
     pair = Pair({"vda": SIZE}, tcp=True)
     link = Link(pair.dst.port, rate=16e6)
     step = SIZE // WRITERS

@@ -18,8 +18,7 @@ SIZE = 32 * MiB + 3 * 512
 class Move:
     def __init__(self, limit=None, **link):
         Nbdkit.all.clear()
-        for f in os.listdir("."):
-            subprocess.run(["rm", "-rf", f], check=True)
+        clear_folder()
         self.pair = Pair({"vda": SIZE}, tcp=True,
                          dst_args=["limit=%d" % limit] if limit else (),
                          dst_options=["--filter=limit"] if limit else ())

@@ -42,8 +42,7 @@ class World:
 
     def __init__(self, size=SIZE):
         Nbdkit.all.clear()      # all have ended
-        for f in os.listdir("."):
-            subprocess.run(["rm", "-rf", f], check=True)
+        clear_folder()
         self.size = size
         self.pair = Pair({"vda": size}, step=512 * 1024)
         self.qmp = self.pair.qmp

@@ -64,8 +64,7 @@ def comes_to(pair, n):
 def lane(**params):
     """The lane comes and goes with the mode, and with the limit."""
     Nbdkit.all.clear()
-    for f in os.listdir("."):
-        subprocess.run(["rm", "-rf", f], check=True)
+    clear_folder()
     pair = Pair({"vda": SIZE}, tcp=True, step=4096, dst_args=["wdelay=60ms"],
                 dst_options=["--filter=delay"])
     model = pair.models["vda"]

@@ -13,11 +13,6 @@ requires("nbdkit", "qemu-img", "qemu-nbd", "qemu-storage-daemon")
 SIZE = 24 * MiB
 
 
-def clean():
-    for f in os.listdir("."):
-        subprocess.run(["rm", "-rf", f], check=True)
-
-
 def prepare(names=("vda",)):
     """Disks with data and a bitmap each, closed in good order."""
     models = {n: make_disk("%s.raw" % n, SIZE, seed=i)
@@ -77,7 +72,7 @@ def moves():
     p = run_nbdferry("migrate", "vda.raw", dst.uri("vda"), check=False)
     assert p.returncode == 1 and "was handed over to" in p.stderr, p.stderr
     has_arrived(dst, ["vda"], models)
-    clean()
+    clear_folder()
     # Two, with names of their own, and a state directory elsewhere.
     models = prepare(("a", "b"))
     dst = destination(("a", "b"))
@@ -85,7 +80,7 @@ def moves():
                      "nbd+unix://?socket=" + dst.socket)
     assert "completed in" in p.stdout
     has_arrived(dst, ["a", "b"], models)
-    clean()
+    clear_folder()
     models = prepare()
     os.rename("vda.raw.ferry", "elsewhere")
     dst = destination()
@@ -93,7 +88,7 @@ def moves():
                  dst.uri("vda"))
     assert not os.path.exists("vda.raw.ferry")
     has_arrived(dst, ["vda"], models)
-    clean()
+    clear_folder()
 
 
 def from_server():
@@ -113,7 +108,7 @@ def from_server():
     h.shutdown()
     dst.stop()
     qsd.stop()
-    clean()
+    clear_folder()
 
 
 def data_only():
@@ -134,7 +129,7 @@ def data_only():
     kit = Nbdkit("disk=vda=vda.raw", "control=ctl")
     assert ranges_of(QMP("ctl"), "vda", "b vda")["recording"]
     kit.stop()
-    clean()
+    clear_folder()
 
 
 def refused():
@@ -157,7 +152,7 @@ def refused():
     kit.start()
     assert ranges_of(QMP("ctl"), "vda", "b vda")["recording"]
     kit.stop()
-    clean()
+    clear_folder()
 
 
 def start_slowly(dst):
@@ -190,7 +185,7 @@ def cancelled():
     kit.stop()
     run_nbdferry("migrate", "vda.raw", dst.uri("vda"))
     has_arrived(dst, ["vda"], models)
-    clean()
+    clear_folder()
 
 
 class Cut(threading.Thread):
@@ -276,7 +271,7 @@ def killed_in_between():
             wait_for(forwarded, "the daemon to forward")
             kit.stop()
         has_arrived(dst, ["vda"], models)
-        clean()
+        clear_folder()
 
 
 moves()

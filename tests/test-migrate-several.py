@@ -18,8 +18,7 @@ DISKS = {"root": 24 * MiB + 512, "data": 9 * MiB + 7 * 512, "swap": 4 * MiB,
 
 def fresh():
     Nbdkit.all.clear()          # all have ended
-    for f in os.listdir("."):
-        subprocess.run(["rm", "-rf", f], check=True)
+    clear_folder()
 
 
 def bare(daemon):

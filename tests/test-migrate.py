@@ -16,8 +16,7 @@ SHIFTS = [9, 12, 16, 21, 31]
 
 
 def one(tcp, size, channels, compression="none", seed=1):
-    for f in os.listdir("."):
-        subprocess.run(["rm", "-rf", f], check=True)
+    clear_folder()
     pair = Pair({"vda": size}, tcp=tcp, step=512 * 1024 + 512)
     for shift in SHIFTS:
         pair.add("vda", "g%d" % shift, 1 << shift)

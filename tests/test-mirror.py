@@ -21,8 +21,7 @@ class Move:
     def __init__(self, length=65536, pause=0.0, writers=WRITERS, area=None,
                  dst_args=(), dst_options=(), **link):
         Nbdkit.all.clear()
-        for f in os.listdir("."):
-            subprocess.run(["rm", "-rf", f], check=True)
+        clear_folder()
         self.pair = Pair({"vda": SIZE}, tcp=True, dst_args=dst_args,
                          dst_options=dst_options)
         for granularity in 512, 65536:

@@ -13,11 +13,6 @@ requires("nbdkit", "qemu-img", "qemu-nbd", "qemu-storage-daemon")
 SIZE = 24 * MiB
 
 
-def clean():
-    for f in os.listdir("."):
-        subprocess.run(["rm", "-rf", f], check=True)
-
-
 def clean_state():
     subprocess.run(["rm", "-rf", "st"], check=True)
 
@@ -55,7 +50,7 @@ def names():
     say = refused(uri, "state=s1")
     assert "1000 bytes" in say and "multiple of 512" in say, say
     server.stop()
-    clean()
+    clear_folder()
 
 
 def tracked(server, what, size=SIZE):
@@ -128,7 +123,7 @@ def servers():
     assert os.path.getsize("st/not-the-disk.raw") == SIZE
     qsd.stop()
     qemu_img_check("a.qcow2")
-    clean()
+    clear_folder()
     for what, options, args in (
             ("all", (), ()),
             ("little", ("--filter=nozero", "--filter=multi-conn",
@@ -143,7 +138,7 @@ def servers():
                      options=options)
         tracked(kit, what)
         kit.stop()
-        clean()
+        clear_folder()
 
 
 def neighbours():
@@ -180,7 +175,7 @@ def neighbours():
     h.shutdown()
     kit.stop()
     server.stop()
-    clean()
+    clear_folder()
 
 
 def read_only():
@@ -193,7 +188,7 @@ def read_only():
     assert not os.path.exists("st")
     kit.stop()
     server.stop()
-    clean()
+    clear_folder()
 
 
 def resized():
@@ -217,7 +212,7 @@ def resized():
     qemu_img_check("st/bitmaps.qcow2")
     got = bitmap_ranges("st/bitmaps.qcow2", "b")
     assert got == [(0, 65536), (SIZE, SIZE + MiB)], got
-    clean()
+    clear_folder()
 
 
 def lost():
@@ -271,7 +266,7 @@ def lost():
     assert granules(got + writer.touched, 512, SIZE) == got
     assert granules(got + may, 4096, SIZE) == may
     server.stop()
-    clean()
+    clear_folder()
 
 
 def forgotten():
@@ -332,7 +327,7 @@ def forgotten():
     kit.stop()
     assert bitmap_ranges("st/bitmaps.qcow2", "b") == [(0, 65536)]
     server.stop()
-    clean()
+    clear_folder()
 
 
 def failed(function, *args):
@@ -373,7 +368,7 @@ def not_sent_again():
     h.shutdown()
     kit.stop()
     server.kill()
-    clean()
+    clear_folder()
 
 
 def gone():
@@ -442,7 +437,7 @@ def gone():
         kit.wait()
         server.process.send_signal(signal.SIGCONT)
         clean_state()
-    clean()
+    clear_folder()
 
 
 def destination():
@@ -466,7 +461,7 @@ def destination():
     assert read_all(qsd.uri("vda")) == bytes(model.data)
     assert bitmap_ranges("st/bitmaps.qcow2", "b") == [(MiB, MiB + 65536)]
     qsd.stop()
-    clean()
+    clear_folder()
 
 
 names()

@@ -14,11 +14,6 @@ SIZE = 24 * MiB
 TRAIL = SIZE - MiB  # where Counter leaves its trail
 
 
-def clean():
-    for f in os.listdir("."):
-        subprocess.run(["rm", "-rf", f], check=True)
-
-
 class Counter(threading.Thread):
     """Writes n = 1, 2, … to two places in turn, each one after the one before
     was answered; so at any instant the first is the second or one more.  It
@@ -153,7 +148,7 @@ def to_qemu():
     qsd.stop()
     qemu_img_check("a.qcow2")
     assert os.path.getsize("a.qcow2") <= size + 4 * MiB
-    clean()
+    clear_folder()
     # An idle disk: byte for byte, by qemu-img's judgement.
     make_disk("src.raw", SIZE)
     make_qcow2("a.qcow2", SIZE)
@@ -164,7 +159,7 @@ def to_qemu():
     qsd.stop()
     subprocess.check_call(["qemu-img", "compare", "-q", "-f", "raw", "-F",
                            "qcow2", "src.raw", "a.qcow2"])
-    clean()
+    clear_folder()
 
 
 def to_others():
@@ -185,7 +180,7 @@ def to_others():
         h.shutdown()
         copied(kit, what)
         kit.stop()
-        clean()
+        clear_folder()
 
 
 def paced():
@@ -209,7 +204,7 @@ def paced():
     assert read_all(target.uri()) == open("src.raw", "rb").read()
     target.stop()
     src.stop()
-    clean()
+    clear_folder()
 
 
 def several():
@@ -233,7 +228,7 @@ def several():
     counter.stop()
     src.stop()
     qsd.stop()
-    clean()
+    clear_folder()
 
 
 def refused():
@@ -269,7 +264,7 @@ def refused():
     assert data[:SIZE] == open("src.raw", "rb").read()
     target.stop()
     src.stop()
-    clean()
+    clear_folder()
 
 
 def broken():
@@ -330,7 +325,7 @@ def broken():
     assert read_all(slow.uri()) == bytes(model.data)
     src.stop()
     slow.stop()
-    clean()
+    clear_folder()
 
 
 def slow_pieces():
@@ -361,7 +356,7 @@ def slow_pieces():
     print("slow pieces: %.1f s at most" % writer.longest)
     src.stop()
     slow.stop()
-    clean()
+    clear_folder()
 
 
 to_qemu()

@@ -85,8 +85,7 @@ class Disk:
 
     def __init__(self, **kwargs):
         Nbdkit.all.clear()      # all have ended
-        for f in os.listdir("."):
-            subprocess.run(["rm", "-rf", f], check=True)
+        clear_folder()
         self.model = make_disk("vda.raw", SIZE)
         self.daemon = Nbdkit("disk=vda=vda.raw", "control=src.ctl",
                              name="src", **kwargs)
