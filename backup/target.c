@@ -17,6 +17,9 @@
 
 #define PATIENCE_MS 10000 /* for an NBD server that is gone */
 #define LOOK        (1 << 20) /* bytes at both ends in which content shows */
+#define GLANCE      (1 << 16) /* bytes at each place in between */
+#define PLACES      64        /* of them, at least, if all is data */
+#define MAX_EXTENTS 1024
 
 /* ---- is anything on it? ---- */
 
@@ -32,7 +35,34 @@ is_blank (struct disk *d, uint64_t offset, size_t len, struct error *err)
   return disk_is_zero (buf, len);
 }
 
-/* Something that is known, or anything at all at either end. */
+/* In between: where data begins, and here and there within it.  It cannot be
+ * read as a whole, so this finds what is likely to be there, not all that may
+ * be.
+ */
+static int
+is_blank_between (struct disk *d, struct error *err)
+{
+  struct extent ext = { 0 };
+  uint64_t step = d->size / PLACES > GLANCE ? d->size / PLACES : GLANCE;
+  int i, blank;
+
+  for (i = 0; i < MAX_EXTENTS && ext.end < d->size; i++) {
+    uint64_t at = ext.end;
+
+    if (d->ops->extent (d, at, d->size, &ext) == -1)
+      return error_set (err, errno, "where its data is: %m");
+    for (; ext.type == EXTENT_DATA && at < ext.end; at += step) {
+      size_t len = ext.end - at < GLANCE ? ext.end - at : GLANCE;
+
+      blank = is_blank (d, at, len, err);
+      if (blank != 1)
+        return blank;
+    }
+  }
+  return 1;
+}
+
+/* Something that is known, or anything at all where one would look. */
 static int
 refuse_content (struct disk *d, const char *where, struct error *err)
 {
@@ -44,6 +74,8 @@ refuse_content (struct disk *d, const char *where, struct error *err)
     blank = is_blank (d, 0, len, err);
   if (blank == 1)
     blank = is_blank (d, d->size - len, len, err);
+  if (blank == 1)
+    blank = is_blank_between (d, err);
   if (known == 1)
     return error_set (err, EEXIST, "%s holds %s; it is overwritten only if "
                       "asked to (restore --overwrite, backup --force)",

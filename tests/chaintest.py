@@ -51,6 +51,18 @@ class Disk:
     def backups(self):
         return self.qmp.command("x-ferry-query-backups")
 
+    def abandoned(self):
+        """Whoever made a backup was killed: the daemon gives it up.  nbdkit
+        before 1.33.10 may abort when a client vanishes; that is survived."""
+        try:
+            wait_for(lambda: self.backups() == [], "the backup to be given up")
+        except (OSError, EOFError):
+            code = self.daemon.process.wait(TIMEOUT)
+            log = self.daemon.log_text()
+            if code != -signal.SIGABRT or "raw_send_socket" not in log:
+                raise
+            self.restart()
+
     def restart(self):
         self.daemon.start()
         self.qmp = QMP(self.control)

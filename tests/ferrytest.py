@@ -510,11 +510,12 @@ def _clean_up():
 
 
 def _failed(kind, value, traceback):
-    sys.__excepthook__(kind, value, traceback)
-    for daemon in Nbdkit.all:
+    """What has failed comes last: who reads a part reads the end."""
+    for daemon in {d.log: d for d in Nbdkit.all}.values():
         if os.path.exists(daemon.log):
             print("== %s.log\n%s" % (daemon.name, daemon.log_text()[-3000:]),
                   file=sys.stderr)
+    sys.__excepthook__(kind, value, traceback)
 
 
 sys.excepthook = _failed

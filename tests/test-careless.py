@@ -10,6 +10,7 @@ import signal
 
 from ferrytest import *
 from chaintest import *
+from linktest import Link
 
 requires("nbdkit")
 
@@ -26,32 +27,35 @@ def fails(*args, says=None, **kwargs):
     return p
 
 
+def holds_data(path):
+    with open(path, "rb") as f:
+        return any(map(any, iter(lambda: f.read(MiB), b"")))
+
+
 def broken_off(uri, stop):
     """A full backup to it, by the bitmap, which is slow, up to its middle."""
     p = subprocess.Popen([NBDFERRY, "backup", control, uri, "--bitmap=n",
-                          "--full", "--force"], stdin=subprocess.DEVNULL,
-                         stderr=subprocess.PIPE, text=True)
-    wait_for(lambda: os.stat("out.raw").st_blocks > 0, "the first data")
+                          "--full", "--force", "--connections=1"],
+                         stdin=subprocess.DEVNULL, stderr=subprocess.PIPE,
+                         text=True)
+    wait_for(lambda: holds_data("out.raw"), "the first data")
     p.send_signal(stop)
     errors = p.communicate(timeout=30)[1]
     assert p.returncode in (130, -signal.SIGKILL), (p.returncode, errors)
-    wait_for(lambda: disk.backups() == [], "the daemon to give it up")
+    disk.abandoned()
     return errors
 
 
 def full_over_an_earlier_one():
     """What is half written is at no point: nothing may build upon it."""
-    def server(*options):
-        return Nbdkit("out.raw", *options, plugin="file", name="out",
-                      options=["--filter=delay"])
-
     def empty():
         with open("out.raw", "wb") as f:
             f.truncate(SIZE)
 
     empty()
-    s = server()
+    s = Nbdkit("out.raw", plugin="file", name="out", tcp=True)
     uri = s.uri()
+    link = Link(s.port, rate=4e6)
     backup(disk, uri, "--bitmap=n")
     for stop in signal.SIGINT, signal.SIGKILL:
         disk.write()
@@ -62,16 +66,17 @@ def full_over_an_earlier_one():
         compare("out.raw", disk.model)
         s.stop()
         empty()                         # another one, in its place
-        s = server("wdelay=100ms")
-        errors = broken_off(uri, stop)
+        s.start()
+        errors = broken_off(link.uri(), stop)
         assert stop != signal.SIGINT or "full one" in errors, errors
         s.kill()
-        s = server()
+        s.start()
         fails("backup", control, uri, "--bitmap=n", "--incremental")
         fails("backup", control, uri, "--bitmap=n", says="--force")
         backup(disk, uri, "--bitmap=n", "--force")
         compare("out.raw", disk.model)
     s.stop()
+    link.stop()
     # The same with a file, which is emptied.
     backup(disk, "o.raw", "--format=raw", "--bitmap=r")
     disk.write()
@@ -86,13 +91,32 @@ def full_over_an_earlier_one():
         time.sleep(0.002 * i)           # any moment will do
         p.kill()
         p.wait()
-        wait_for(lambda: disk.backups() == [], "the daemon to give it up")
+        disk.abandoned()
         p = run_nbdferry("backup", control, "o.raw", "--format=raw",
                          "--bitmap=r", check=False)
         if p.returncode != 0:
             assert "--force" in p.stderr, p.stderr
             backup(disk, "o.raw", "--format=raw", "--bitmap=r", "--force")
         compare("o.raw", disk.model)
+
+
+def empty_at_both_ends():
+    """Data in the middle is data, too."""
+    open("mid.raw", "wb").close()
+    os.truncate("mid.raw", SIZE)
+    server = Nbdkit("mid.raw", plugin="file", name="mid")
+    with open("mid.raw", "r+b") as f:
+        f.seek(SIZE // 2 + 3 * 4096)
+        f.write(b"x" * 4096)
+    backup(disk, "m.nbf", "--bitmap=m")
+    for command in (["backup", control, server.uri()],
+                    ["restore", "m.nbf", server.uri()]):
+        fails(*command, says="not empty")
+    os.truncate("mid.raw", 0)
+    os.truncate("mid.raw", SIZE)
+    run_nbdferry("restore", "m.nbf", server.uri())
+    compare("mid.raw", disk.model)
+    server.stop()
 
 
 def standby_is_not_there():
@@ -174,6 +198,7 @@ def nobody_answers():
 
 
 full_over_an_earlier_one()
+empty_at_both_ends()
 standby_is_not_there()
 onto_itself()
 names()
