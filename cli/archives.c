@@ -194,3 +194,10 @@ time_format (int64_t time, char text[TIME_TEXT])
     strcpy (text, "?");
   return text;
 }
+
+json_t *
+archive_error_json (const char *path, const char *why)
+{
+  return json_pack ("{s:o, s:o}", "file", json_shown (path), "error",
+                    json_shown (why));
+}

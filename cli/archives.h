@@ -34,6 +34,8 @@ int compression_parse (const char *text, struct pack_compression *c);
 /* What a head and, unless NULL, totals say, for programs. */
 json_t *archive_json (const char *path, const struct archive_head *head,
                       const struct archive_totals *totals);
+/* The same of one that could not be read. */
+json_t *archive_error_json (const char *path, const char *why);
 
 #define TIME_TEXT 32
 /* "2026-11-21 03:14:15Z" */

@@ -30,7 +30,7 @@ struct entry {
 struct list {
   struct entry *entries;
   size_t nr;
-  bool bad;       /* something was not an archive */
+  json_t *bad;    /* an array of what could not be read, and why */
 };
 
 static void
@@ -41,6 +41,7 @@ list_free (struct list *l)
     archive_head_free (&l->entries[i].head);
   }
   free (l->entries);
+  json_decref (l->bad);
 }
 
 /* ---- finding them ---- */
@@ -72,6 +73,13 @@ fill (struct entry *e, const char *path, struct error *err)
 }
 
 static void
+not_read (struct list *l, const char *path, const char *why)
+{
+  complain ("%s", why);
+  json_array_append_new (l->bad, archive_error_json (path, why));
+}
+
+static void
 add_file (struct list *l, const char *path)
 {
   struct entry *more = realloc (l->entries,
@@ -79,18 +87,15 @@ add_file (struct list *l, const char *path)
   struct error err;
 
   if (more == NULL) {
-    complain ("%s: %m", path);
-    l->bad = true;
+    not_read (l, path, strerror (errno));
     return;
   }
   l->entries = more;
   more[l->nr] = (struct entry){ 0 };
   if (fill (&more[l->nr], path, &err) == 0)
     l->nr++;
-  else {
-    complain ("%s", err.msg);
-    l->bad = true;
-  }
+  else
+    not_read (l, path, err.msg);
 }
 
 /* Does it begin like one?  Others in a folder are nobody's business here. */
@@ -111,10 +116,11 @@ add_folder (struct list *l, const char *path)
 {
   DIR *dir = opendir (path);
   struct dirent *d;
+  struct error err;
 
   if (dir == NULL) {
-    complain ("%s: %m", path);
-    l->bad = true;
+    error_set (&err, errno, "%s: %m", path);
+    not_read (l, path, err.msg);
     return;
   }
   while ((d = readdir (dir)) != NULL) {
@@ -232,6 +238,7 @@ print_list_json (const struct list *l)
       json_object_set_new (json, "builds-upon", json_shown (parent->path));
     json_array_append_new (array, json);
   }
+  json_array_extend (array, l->bad);
   print_json (array);
 }
 
@@ -239,8 +246,9 @@ int
 archive_list_run (const struct command *cmd, char **args, void *values)
 {
   const struct archive_values *v = values;
-  struct list l = { 0 };
+  struct list l = { .bad = json_array () };
   struct stat st;
+  bool bad;
 
   (void) cmd;
   for (; *args; args++) {
@@ -255,6 +263,7 @@ archive_list_run (const struct command *cmd, char **args, void *values)
     print_list_json (&l);
   else if (l.nr > 0)
     print_table (&l);
+  bad = json_array_size (l.bad) > 0;
   list_free (&l);
-  return output_finish () == 0 && !l.bad ? STATUS_DONE : STATUS_FAILED;
+  return output_finish () == 0 && !bad ? STATUS_DONE : STATUS_FAILED;
 }

@@ -105,6 +105,8 @@ info_one (const char *path, json_t *array)
 
   if (r == NULL) {
     complain ("%s", err.msg);
+    if (array)
+      json_array_append_new (array, archive_error_json (path, err.msg));
     return -1;
   }
   complete = archive_peek_totals (fd, path, &totals, NULL) == 0;
@@ -139,6 +141,28 @@ archive_info_run (const struct command *cmd, char **args, void *values)
 
 /* ---- verify ---- */
 
+/* Is there no gap, and are they in order? */
+static int
+verify_chain (char **args, json_t *array)
+{
+  struct chain chain;
+  struct error err;
+  int r = chain_open (&chain, args, count (args), &err);
+  json_t *json;
+
+  if (r == 0)
+    chain_close (&chain);
+  else
+    complain ("%s", err.msg);
+  if (array) {
+    json = json_pack ("{s:b}", "chain-ok", r == 0);
+    if (r == -1)
+      json_object_set_new (json, "error", json_shown (err.msg));
+    json_array_append_new (array, json);
+  }
+  return r;
+}
+
 static void
 verified (const char *path, int r, const struct archive_totals *t,
           const struct error *err, json_t *array)
@@ -167,7 +191,6 @@ archive_verify_run (const struct command *cmd, char **args, void *values)
   json_auto_t *array = v->json ? json_array () : NULL;
   int status = STATUS_DONE;
   struct copying progress;
-  struct chain chain;
   struct error err;
 
   (void) cmd;
@@ -183,14 +206,8 @@ archive_verify_run (const struct command *cmd, char **args, void *values)
     if (r == -1)
       status = STATUS_FAILED;
   }
-  if (v->chain && status == STATUS_DONE) {
-    if (chain_open (&chain, args, count (args), &err) == -1) {
-      complain ("%s", err.msg);
-      status = STATUS_FAILED;
-    }
-    else
-      chain_close (&chain);
-  }
+  if (v->chain && status == STATUS_DONE && verify_chain (args, array) == -1)
+    status = STATUS_FAILED;
   if (array)
     print_json (array);
   return output_finish () == 0 ? status : STATUS_FAILED;
@@ -341,6 +358,7 @@ static const struct command list_command = {
   .options = list_options,
   .option = archive_option,
   .values_size = sizeof (struct archive_values),
+  .json_result = true,
 };
 
 static const struct command info_command = {
@@ -358,6 +376,7 @@ static const struct command info_command = {
   .options = list_options,
   .option = archive_option,
   .values_size = sizeof (struct archive_values),
+  .json_result = true,
 };
 
 static const struct command verify_command = {
@@ -378,6 +397,7 @@ static const struct command verify_command = {
   .options = verify_options,
   .option = archive_option,
   .values_size = sizeof (struct archive_values),
+  .json_result = true,
 };
 
 static const struct command merge_command = {

@@ -175,4 +175,5 @@ const struct command bitmap_map_command = {
   .options = map_options,
   .option = map_option,
   .values_size = sizeof (struct map_values),
+  .json_result = true,
 };

@@ -253,6 +253,7 @@ static const struct command list_command = {
   .options = list_options,
   .option = bitmap_option,
   .values_size = sizeof (struct bitmap_values),
+  .json_result = true,
 };
 
 static const struct command import_command = {
@@ -278,6 +279,7 @@ static const struct command import_command = {
   .options = import_options,
   .option = bitmap_option,
   .values_size = sizeof (struct bitmap_values),
+  .json_result = true,
 };
 
 static const struct command audit_command = {
@@ -300,6 +302,7 @@ static const struct command audit_command = {
   .options = list_options,
   .option = bitmap_option,
   .values_size = sizeof (struct bitmap_values),
+  .json_result = true,
 };
 
 static const struct command *const group[] = {

@@ -355,4 +355,5 @@ const struct command recover_command = {
   .options = recover_options,
   .option = recover_option,
   .values_size = sizeof (struct recover_values),
+  .json_result = true,
 };

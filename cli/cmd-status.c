@@ -188,4 +188,5 @@ const struct command status_command = {
   .options = options,
   .option = status_option,
   .values_size = sizeof (struct status_values),
+  .json_result = true,
 };

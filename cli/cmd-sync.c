@@ -235,4 +235,5 @@ const struct command sync_command = {
   .options = sync_options,
   .option = sync_option,
   .values_size = sizeof (struct sync_values),
+  .json_result = true,
 };

@@ -404,4 +404,5 @@ const struct command takeover_command = {
   .options = takeover_options,
   .option = takeover_option,
   .values_size = sizeof (struct takeover_values),
+  .json_result = true,
 };

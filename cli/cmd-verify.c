@@ -268,4 +268,5 @@ const struct command verify_disks_command = {
   .options = verify_options,
   .option = verify_option,
   .values_size = sizeof (struct verify_values),
+  .json_result = true,
 };

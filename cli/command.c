@@ -54,9 +54,18 @@ usage_error (const struct command *cmd, const char *fmt, ...)
   return hint (cmd);
 }
 
+static bool
+is_json (const struct option *options, int c)
+{
+  while (options->name && options->val != c)
+    options++;
+  return options->name && strcmp (options->name, "json") == 0;
+}
+
 /* All options; -1 to go on, otherwise the exit status. */
 static int
-parse_options (const struct command *cmd, int argc, char **argv, void *values)
+parse_options (const struct command *cmd, int argc, char **argv, void *values,
+               bool *json)
 {
   const struct option *options = cmd->options ? cmd->options : help_only;
   int c, status;
@@ -73,6 +82,8 @@ parse_options (const struct command *cmd, int argc, char **argv, void *values)
     }
     if (optarg && !text_is_utf8 (optarg))
       return usage_error (cmd, "'%s' is not valid UTF-8", optarg);
+    if (is_json (options, c))
+      *json = true;
     status = cmd->option (cmd, c, optarg, values);
     if (status != -1)
       return status;
@@ -111,10 +122,26 @@ run_leaf (const struct command *cmd, int argc, char **argv, void *values)
   return cmd->run (cmd, argv, values);
 }
 
+/* Who reads JSON is told there as well. */
+static int
+explain_failure (int status)
+{
+  CLEANUP_FREE char *why = complaints ();
+  bool cancelled = status == STATUS_CANCELLED;
+  json_auto_t *json =
+    json_pack ("{s:s, s:o}", "status", cancelled ? "cancelled" : "failed",
+               "error", json_shown (*why || !cancelled ? why : "interrupted"));
+
+  print_json (json);
+  output_finish ();
+  return status;
+}
+
 int
 command_run (const struct command *cmd, int argc, char **argv)
 {
   CLEANUP_FREE void *values = calloc (1, cmd->values_size + 1);
+  bool json = false;
   int status;
 
   if (values == NULL) {
@@ -122,12 +149,15 @@ command_run (const struct command *cmd, int argc, char **argv)
     return STATUS_FAILED;
   }
   argv[0] = (char *) cmd->full_name; /* for getopt's complaints */
-  status = parse_options (cmd, argc, argv, values);
+  status = parse_options (cmd, argc, argv, values, &json);
   if (status != -1)
     return status;
   argc -= optind;
   argv += optind;
   if (cmd->group)
     return run_group (cmd, argc, argv);
-  return run_leaf (cmd, argc, argv, values);
+  status = run_leaf (cmd, argc, argv, values);
+  if (status != STATUS_DONE && json && cmd->json_result && !has_json ())
+    return explain_failure (status);
+  return status;
 }

@@ -5,6 +5,7 @@
 #define FERRY_COMMAND_H
 
 #include <getopt.h>
+#include <stdbool.h>
 #include <stddef.h>
 
 enum {
@@ -36,6 +37,8 @@ struct command {
   int (*option) (const struct command *cmd, int c, const char *arg,
                  void *values);
   size_t values_size;           /* of the struct that 'option' fills in */
+  bool json_result;             /* --json prints one value at the end: if there
+                                   is none, then of the failure */
 };
 
 /* Parse and run; 'argv[0]' is the word that chose the command. */

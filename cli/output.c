@@ -7,6 +7,7 @@
 #include <fcntl.h>
 #include <langinfo.h>
 #include <locale.h>
+#include <pthread.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -17,6 +18,10 @@
 
 #include "cleanup.h"
 #include "output.h"
+
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+static char *said;        /* all complaints, under lock */
+static bool json_printed; /* of the main thread */
 
 /* What is opened later must not become standard output or error.  To write or
  * read them fails, as it does without.
@@ -121,6 +126,17 @@ text_width (const char *text)
   return width < 0 ? strlen (text) : (size_t) width;
 }
 
+static void
+remember (const char *text)
+{
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&lock);
+  CLEANUP_FREE char *before = said;
+
+  if (asprintf (&said, "%s%s%s", before ? before : "", before ? "\n" : "",
+                text) == -1)
+    said = NULL;
+}
+
 void
 complain (const char *fmt, ...)
 {
@@ -136,11 +152,26 @@ complain (const char *fmt, ...)
   safe = text_printable (must (msg));
   fflush (stdout); /* so that the two stay in order */
   fprintf (stderr, "nbdferry: %s\n", safe);
+  remember (safe);
+}
+
+char *
+complaints (void)
+{
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&lock);
+  return must (strdup (said ? said : ""));
+}
+
+bool
+has_json (void)
+{
+  return json_printed;
 }
 
 void
 print_json (const json_t *json)
 {
+  json_printed = true;
   json_dumpf (json, stdout, JSON_INDENT (2));
   putchar ('\n');
 }

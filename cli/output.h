@@ -32,9 +32,17 @@ size_t text_width (const char *text);
 /* "nbdferry: MESSAGE" and a newline on standard error, made printable. */
 void complain (const char *fmt, ...) __attribute__ ((format (printf, 1, 2)));
 
+/* All that was complained of, on lines; "" if nothing was.  The caller frees
+ * it.
+ */
+char *complaints (void);
+
 /* JSON on standard output, indented, or on one line that is flushed. */
 void print_json (const json_t *json);
 void print_json_line (const json_t *json);
+
+/* Has print_json printed anything? */
+bool has_json (void);
 
 /* Has all of standard output been written?  0, or -1 after a complaint. */
 int output_finish (void);

@@ -101,6 +101,13 @@ def order(models):
     refused("No such file", "restore", "none.nbf", "x.raw")
     refused("a gap", "archive", "merge", "full.nbf", "i2.nbf", "m.nbf")
     refused("a gap", "archive", "verify", "--chain", "full.nbf", "i2.nbf")
+    for last in "i1.nbf", "i2.nbf":
+        p = run_nbdferry("archive", "verify", "--chain", "--json", "full.nbf",
+                         last, check=False)
+        *files, chain_ok = json.loads(p.stdout)
+        assert [f["ok"] for f in files] == [True, True], p
+        assert chain_ok["chain-ok"] == (p.returncode == 0) == (
+            last == "i1.nbf") == ("gap" not in chain_ok.get("error", "")), p
     refused("exists already", "archive", "merge", "full.nbf", "i1.nbf",
             "i2.nbf")
     run_nbdferry("archive", "merge", "full.nbf", "i1.nbf", "full.nbf",
@@ -186,6 +193,12 @@ def listing():
     lines = text.splitlines()
     assert lines[1].startswith("s0.nbf") and lines[1].endswith("full"), text
     assert lines[2].startswith("s1.nbf") and lines[2].endswith("s0.nbf"), text
+    for command in "list", "info":
+        p = run_nbdferry("archive", command, "--json", "s1.nbf", "none.nbf",
+                         check=False)
+        good, bad = json.loads(p.stdout)
+        assert p.returncode == 1 and good["complete"], p
+        assert bad["file"] == "none.nbf" and "No such" in bad["error"], p
     assert "(not listed)" in run_nbdferry("archive", "list", "s1.nbf").stdout
 
 

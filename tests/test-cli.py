@@ -267,6 +267,22 @@ class Connecting(Case):
         self.expect(1, run("status", os.path.join(TMPDIR, "x" * 200)),
                     err="at most 107 bytes")
 
+    def test_failure_json(self):
+        """Whoever reads JSON hears there why there is nothing else."""
+        path = os.path.join(TMPDIR, "none.sock")
+        for args in (["status", path], ["bitmap", "list", path],
+                     ["bitmap", "audit", path, "b", "x"],
+                     ["bitmap", "import", path, "x"],
+                     ["bitmap", "map", path, "b"], ["verify", path, "x"],
+                     ["sync", path, "x", "--bitmap=b"], ["recover", path],
+                     ["takeover", path], ["sync", path, "x"]):
+            status, out, err = run(*args, "--json")
+            self.assertIn(status, (1, 2), args)
+            result = json.loads(out)
+            self.assertEqual(result["status"], "failed", args)
+            self.assertEqual("nbdferry: %s" % result["error"],
+                             err.splitlines()[0])
+
     def test_no_listener(self):
         path = tempfile.mktemp(".sock", dir=TMPDIR)
         with socket.socket(socket.AF_UNIX) as s:
