@@ -401,12 +401,18 @@ archive_open_fd (int fd, const char *name, unsigned flags, struct error *err)
   return NULL;
 }
 
+int
+archive_open_file (const char *path)
+{
+  return strcmp (path, "-") == 0 ? fcntl (STDIN_FILENO, F_DUPFD_CLOEXEC, 3)
+                                 : open (path, O_RDONLY | O_CLOEXEC);
+}
+
 struct archive_reader *
 archive_open (const char *path, unsigned flags, struct error *err)
 {
   bool in = strcmp (path, "-") == 0;
-  int fd = in ? fcntl (STDIN_FILENO, F_DUPFD_CLOEXEC, 3)
-              : open (path, O_RDONLY | O_CLOEXEC);
+  int fd = archive_open_file (path);
   struct stat st;
 
   if (fd == -1) {
@@ -416,6 +422,12 @@ archive_open (const char *path, unsigned flags, struct error *err)
   if (fstat (fd, &st) == 0 && S_ISDIR (st.st_mode)) {
     close (fd);
     error_set (err, EISDIR, "%s: %m", path);
+    return NULL;
+  }
+  if ((flags & ARCHIVE_LAZY) && lseek (fd, 0, SEEK_CUR) == -1) {
+    close (fd);
+    error_set (err, ESPIPE, "%s: a pipe can only be read once, and this needs "
+               "a file", in ? "standard input" : path);
     return NULL;
   }
   posix_fadvise (fd, 0, 0, POSIX_FADV_SEQUENTIAL); /* advice */

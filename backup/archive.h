@@ -111,6 +111,8 @@ struct archive_reader *archive_open (const char *path, unsigned flags,
  */
 struct archive_reader *archive_open_fd (int fd, const char *name,
                                         unsigned flags, struct error *err);
+/* The file alone, for archive_peek_totals: a descriptor, or -1 and errno. */
+int archive_open_file (const char *path);
 void archive_close (struct archive_reader *r); /* NULL is allowed */
 
 const struct archive_head *archive_get_head (const struct archive_reader *r);

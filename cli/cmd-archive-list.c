@@ -61,7 +61,7 @@ fill (struct entry *e, const char *path, struct error *err)
   if (n == -1)
     return -1;
   e->path = strdup (path);
-  fd = open (path, O_RDONLY | O_CLOEXEC);
+  fd = archive_open_file (path);
   if (e->path == NULL || fd == -1 || fstat (fd, &st) == -1) {
     free (e->path);
     archive_head_free (&e->head);

@@ -99,7 +99,7 @@ info_one (const char *path, json_t *array)
 {
   struct error err;
   struct archive_reader *r = archive_open (path, ARCHIVE_LAZY, &err);
-  CLEANUP_CLOSE int fd = open (path, O_RDONLY | O_CLOEXEC);
+  CLEANUP_CLOSE int fd = archive_open_file (path);
   struct archive_totals totals;
   bool complete;
 

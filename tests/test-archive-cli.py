@@ -194,6 +194,15 @@ def listing():
     assert lines[1].startswith("s0.nbf") and lines[1].endswith("full"), text
     assert lines[2].startswith("s1.nbf") and lines[2].endswith("s0.nbf"), text
     for command in "list", "info":
+        # Standard input is as good as a file if it is one.
+        with open("s1.nbf", "rb") as f:
+            e, = json.loads(subprocess.run(
+                [NBDFERRY, "archive", command, "--json", "-"], stdin=f,
+                capture_output=True, check=True).stdout)
+        assert e["complete"], e
+        p = subprocess.run([NBDFERRY, "archive", command, "-"],
+                           input=read_file("s1.nbf"), capture_output=True)
+        assert p.returncode == 1 and b"needs a file" in p.stderr, p
         p = run_nbdferry("archive", command, "--json", "s1.nbf", "none.nbf",
                          check=False)
         good, bad = json.loads(p.stdout)
