@@ -109,16 +109,9 @@ def mirror(mode):
     w = writer(q.uri())
     rest = watch()
     cpu, began = q.cpu() + d.cpu(), time.time()
-    q.qmp.command("blockdev-add", **{
-        "driver": "raw", "node-name": "t",
-        "file": {"driver": "nbd", "server": server_address(d)}})
-    q.qmp.command("blockdev-mirror", **{
-        "job-id": "m", "device": "d0", "target": "t", "sync": "full",
-        "copy-mode": mode})
-    q.qmp.event("BLOCK_JOB_READY")
+    q.mirror(d, copy_mode=mode)
     held = time.time()
-    q.qmp.command("block-job-complete", device="m")
-    q.qmp.event("BLOCK_JOB_COMPLETED")
+    q.switch()
     ended = time.time()
     cpu = q.cpu() + d.cpu() - cpu
     lat = latencies(w, rest, began, held, ended)

@@ -78,15 +78,8 @@ def mirror(kind):
     d = Daemon("d", ["file", target()], kind)
     q = Qemu("q", src)
     cpu, t = q.cpu() + d.cpu(), time.monotonic()
-    q.qmp.command("blockdev-add", **{
-        "driver": "raw", "node-name": "t", "discard": "unmap",
-        "file": {"driver": "nbd", "server": server_address(d),
-                 "discard": "unmap"}})
-    q.qmp.command("blockdev-mirror", **{
-        "job-id": "m", "device": "d0", "target": "t", "sync": "full"})
-    q.qmp.event("BLOCK_JOB_READY")
-    q.qmp.command("block-job-complete", device="m")
-    q.qmp.event("BLOCK_JOB_COMPLETED")
+    q.mirror(d, discard="unmap")
+    q.switch()
     t = time.monotonic() - t
     cpu = q.cpu() + d.cpu() - cpu
     q.stop()

@@ -119,14 +119,8 @@ def nbdcopy(*params):
 def mirror():
     q, d = Qemu("q", src, inside(HERE)), nbdkit()
     cpu, began = q.cpu() + d.cpu(), time.monotonic()
-    q.qmp.command("blockdev-add", **{
-        "driver": "raw", "node-name": "t",
-        "file": {"driver": "nbd", "server": server_address(d)}})
-    q.qmp.command("blockdev-mirror", **{
-        "job-id": "m", "device": "d0", "target": "t", "sync": "full"})
-    q.qmp.event("BLOCK_JOB_READY")
-    q.qmp.command("block-job-complete", device="m")
-    q.qmp.event("BLOCK_JOB_COMPLETED")
+    q.mirror(d)
+    q.switch()
     t = time.monotonic() - began
     cpu = q.cpu() + d.cpu() - cpu
     q.stop()

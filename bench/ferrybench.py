@@ -225,6 +225,22 @@ class Qemu:
         wait_for(lambda: os.path.exists(self.socket), name)
         self.qmp = QMP(path(name + ".qmp"))
 
+    def mirror(self, to, discard=None, copy_mode="background"):
+        """Begin to mirror the disk to a daemon; returns once it is ready."""
+        how = {"discard": discard} if discard else {}
+        self.qmp.command("blockdev-add", **{
+            "driver": "raw", "node-name": "t", **how,
+            "file": {"driver": "nbd", "server": server_address(to), **how}})
+        self.qmp.command("blockdev-mirror", **{
+            "job-id": "m", "device": "d0", "target": "t", "sync": "full",
+            "copy-mode": copy_mode})
+        self.qmp.event("BLOCK_JOB_READY")
+
+    def switch(self):
+        """End it: the target is the disk now."""
+        self.qmp.command("block-job-complete", device="m")
+        self.qmp.event("BLOCK_JOB_COMPLETED")
+
     def uri(self):
         return "nbd+unix:///?socket=" + self.socket
 
