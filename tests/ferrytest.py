@@ -286,7 +286,7 @@ class QMP:
                 self.events.append(reply)
             elif "error" in reply:
                 raise QMPError(reply["error"])
-            else:
+            elif "QMP" not in reply:    # QEMU that just starts greets twice
                 return reply["return"]
 
     def command(self, command, **arguments):
