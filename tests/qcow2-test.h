@@ -312,6 +312,37 @@ patch64 (uint64_t offset, uint64_t v)
   patch (offset, &v, 8);
 }
 
+/* All of it, to be freed. */
+static inline uint8_t *
+load_sidecar (size_t *len)
+{
+  int fd = open (sidecar, O_RDONLY | O_CLOEXEC);
+  struct stat st;
+  uint8_t *p;
+
+  assert_int_equal (fstat (fd, &st), 0);
+  *len = st.st_size;
+  p = malloc (*len);
+  assert_int_equal (pread (fd, p, *len, 0), *len);
+  close (fd);
+  return p;
+}
+
+/* A new file; what is zeros is a hole.  'len' is a multiple of 4096. */
+static inline void
+store_sidecar (const uint8_t *image, size_t len)
+{
+  static const uint8_t zeros[4096];
+  int fd = open (sidecar, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+
+  assert_true (fd >= 0);
+  assert_int_equal (ftruncate (fd, len), 0);
+  for (uint64_t at = 0; at < len; at += 4096)
+    if (memcmp (image + at, zeros, 4096) != 0)
+      assert_int_equal (pwrite (fd, image + at, 4096, at), 4096);
+  close (fd);
+}
+
 #define AUTOCLEAR 88 /* where the header has it */
 
 #endif /* FERRY_QCOW2_TEST_H */
