@@ -198,6 +198,22 @@ check_clean (void)
   RUN_OK ("qemu-img", "check", "-q", "-f", "qcow2", sidecar);
 }
 
+/* A new disk, and QEMU's own sidecar for it. */
+static inline void
+create_by_qemu (const char *cluster_size, uint64_t size)
+{
+  char options[PATH_MAX + 128], text[32];
+
+  unlink (sidecar);
+  make_disk (size);
+  snprintf (options, sizeof options,
+            "data_file=%s,data_file_raw=on,cluster_size=%s", disk,
+            cluster_size);
+  snprintf (text, sizeof text, "%llu", (unsigned long long) size);
+  RUN_OK ("qemu-img", "create", "-q", "-f", "qcow2", "-o", options, sidecar,
+          text);
+}
+
 /* The dirty bits that QEMU sees, compared with 'words'. */
 static inline void
 compare_with_qemu (const char *name, unsigned shift, uint64_t size,

@@ -109,18 +109,12 @@ test_hostile_ours (void **state)
 static void
 test_hostile_foreign (void **state)
 {
-  char options[PATH_MAX + 128];
   uint8_t *image;
   size_t len;
   unsigned used = 0, refused = 0;
   uint64_t at, directory, table;
 
-  unlink (sidecar);
-  make_disk (MIB);
-  snprintf (options, sizeof options,
-            "data_file=%s,data_file_raw=on,cluster_size=512", disk);
-  RUN_OK ("qemu-img", "create", "-q", "-f", "qcow2", "-o", options, sidecar,
-          "1M");
+  create_by_qemu ("512", MIB);
   RUN_OK ("qemu-img", "bitmap", "--add", "-g", "512", "-f", "qcow2", sidecar,
           "a");
   RUN_OK ("qemu-img", "bitmap", "--add", "-f", "qcow2", sidecar, "b");
