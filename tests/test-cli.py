@@ -1,152 +1,25 @@
 #!/usr/bin/python3
 # nbdferry - the command against a daemon that says what we want it to
 # SPDX-License-Identifier: BSD-3-Clause
-"""A fake QMP server answers as each test tells it to and writes down what it
-was asked.  So this also covers what real daemons do seldom: refuse, fail,
-hang, vanish.  The last class talks to a real QEMU.
+"""Against a fake daemon (clitest.py), which also does what real ones do
+seldom: refuse, fail, hang, vanish.  The last class talks to a real QEMU.
 """
 
-import contextlib
-import fcntl
 import json
 import os
-import pty
 import re
 import shutil
-import signal
 import socket
-import struct
 import subprocess
 import tempfile
-import termios
 import threading
 import time
 import unicodedata
 import unittest
 
-from ferrytest import NBDFERRY, TMPDIR, is_served, wait_for
-
-GREETING = {"QMP": {"version": {"qemu": {"major": 7, "minor": 2, "micro": 0},
-                                "package": ""}, "capabilities": []}}
-GiB = 1 << 30
-
-
-class Refuse(Exception):
-    """The answer is an error with this text."""
-
-
-class Drop(Exception):
-    """Close the connection instead of an answer."""
-
-
-class Fake:
-    """A QMP server; answers maps commands to values or to functions of the
-    arguments.  .commands is what it was asked, with arguments, in order."""
-
-    def __init__(self, greeting=GREETING, piecewise=False, **answers):
-        self.path = tempfile.mktemp(".sock", dir=TMPDIR)
-        self.greeting, self.piecewise = greeting, piecewise
-        self.answers = {k.replace("_", "-"): v for k, v in answers.items()}
-        self.answers.setdefault("qmp-capabilities", {})
-        self.commands, self.connections = [], []
-        self.listener = socket.socket(socket.AF_UNIX)
-        self.listener.bind(self.path)
-        self.listener.listen()
-        threading.Thread(target=self.accept, daemon=True).start()
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        # close alone would not wake the thread that accepts
-        self.listener.shutdown(socket.SHUT_RDWR)
-        self.listener.close()
-
-    def accept(self):
-        with contextlib.suppress(OSError):
-            while True:
-                connection = self.listener.accept()[0]
-                self.connections.append(connection)
-                threading.Thread(target=self.serve, args=(connection,),
-                                 daemon=True).start()
-
-    def send(self, connection, message):
-        data = message
-        if not isinstance(message, bytes):
-            data = json.dumps(message).encode() + b"\r\n"
-        step = 7 if self.piecewise else max(len(data), 1)
-        for i in range(0, len(data), step):
-            connection.sendall(data[i:i + step])
-
-    def event(self, name, **data):
-        for connection in self.connections:
-            with contextlib.suppress(OSError):
-                self.send(connection, {
-                    "event": name, "data": data,
-                    "timestamp": {"seconds": 1, "microseconds": 2}})
-
-    def serve(self, connection):
-        with connection, contextlib.suppress(OSError, Drop):
-            if self.greeting is None:
-                return
-            self.send(connection, self.greeting)
-            for line in connection.makefile("r", encoding="utf-8"):
-                self.reply(connection, json.loads(line))
-
-    def reply(self, connection, request):
-        command, args = request["execute"], request.get("arguments", {})
-        if command != "qmp_capabilities":
-            self.commands.append((command, args))
-        reply = {"id": request["id"]} if "id" in request else {}
-        try:
-            answer = self.answers[command.replace("_", "-")]
-            reply["return"] = answer(args) if callable(answer) else answer
-        except Refuse as e:
-            reply["error"] = {"class": "GenericError", "desc": str(e)}
-        except KeyError:
-            reply["error"] = {"class": "CommandNotFound",
-                              "desc": "not found: " + command}
-        self.send(connection, reply)
-
-    def names(self):
-        return [name for name, _ in self.commands]
-
-
-def info(status, **more):
-    """An answer to query-migrate."""
-    disk = {"transferred": 3 * GiB, "remaining": 4 * GiB, "total": 10 * GiB,
-            "duplicate": 524288, "normal": 1, "normal-bytes": 3 * GiB,
-            "dirty-pages-rate": 10 << 20, "mbps": 8589.934592,
-            "dirty-sync-count": 2, "page-size": 4096}
-    return {"status": status, "total-time": 12345, "setup-time": 3,
-            "expected-downtime": 30, "disk": disk,
-            "x-ferry": {"bitmap-bytes": 2048, "throttle-us": 0,
-                        "longest-hold-us": 10}, **more}
-
-
-class Migration:
-    """A migration that goes through these answers, one for each query, and
-    stays at the last one; cancelled by migrate-cancel."""
-
-    def __init__(self, *infos, refuse_cancel=None, linger=1):
-        self.infos, self.at = infos, -1
-        self.refuse_cancel, self.linger = refuse_cancel, linger
-
-    def query(self, _):
-        self.at = min(self.at + 1, len(self.infos) - 1)
-        return self.infos[self.at]
-
-    def cancel(self, _):
-        if self.refuse_cancel:
-            raise Refuse(self.refuse_cancel)
-        self.infos, self.at = ([info("cancelling")] * self.linger
-                               + [info("cancelled")]), -1
-        return {}
-
-    def fake(self, **more):
-        answers = {"migrate": {}, "migrate_set_parameters": {},
-                   "query_migrate": self.query, "migrate_cancel": self.cancel}
-        return Fake(**{**answers, **more})
+from clitest import (Case, Drop, Fake, GiB, Migration, Refuse, finish, info,
+                     run, start)
+from ferrytest import TMPDIR, is_served, wait_for
 
 
 def bitmap(name, **more):
@@ -158,38 +31,9 @@ def node(name, *bitmaps):
     return {"node-name": name, "dirty-bitmaps": list(bitmaps)[::-1]}
 
 
-def start(*args, **kwargs):
-    return subprocess.Popen(
-        [NBDFERRY, *args], text=True, encoding="utf-8",
-        stdin=subprocess.DEVNULL, stdout=kwargs.pop("stdout", subprocess.PIPE),
-        stderr=subprocess.PIPE, **kwargs)
-
-
-def finish(p):
-    """(status, out, err) of what start () has returned."""
-    out, err = p.communicate(timeout=60)
-    return p.returncode, out, err
-
-
-def run(*args, **kwargs):
-    return finish(start(*args, **kwargs))
-
-
 def width(text):
     return sum(2 if unicodedata.east_asian_width(c) in "WF" else
                0 if unicodedata.combining(c) else 1 for c in text)
-
-
-class Case(unittest.TestCase):
-    def expect(self, status, got, out=None, err=None):
-        """Of run (): the status, and what out and err must contain; where
-        nothing is to be there, there is nothing."""
-        self.assertEqual(got[0], status, got)
-        for what, text in (out, got[1]), (err, got[2]):
-            if what:
-                self.assertIn(what, text)
-            elif what is None:
-                self.assertEqual(text, "", got)
 
 
 class Usage(Case):
@@ -595,170 +439,6 @@ class Migrating(Case):
             p = start("migrate", fake.path, "nbd://host", stdout=full)
             self.assertIn("cannot write", p.communicate()[1])
             self.assertEqual(p.returncode, 0)
-
-
-class Signals(Case):
-    def begin(self, fake, *args):
-        p = start("migrate", fake.path, "nbd://host", *args)
-        wait_for(lambda: "query-migrate" in fake.names(), "the migration")
-        return p
-
-    def test_cancel(self):
-        for number in signal.SIGINT, signal.SIGTERM:
-            with Migration(info("active"), linger=3).fake() as fake:
-                p = self.begin(fake)
-                p.send_signal(number)
-                self.expect(130, finish(p), out="",
-                            err="the source is as it was")
-                self.assertEqual(fake.names().count("migrate-cancel"), 1)
-
-    def test_cancel_json(self):
-        with Migration(info("active")).fake() as fake:
-            p = self.begin(fake, "--json")
-            p.send_signal(signal.SIGINT)
-            got = finish(p)
-            self.expect(130, got, out="", err="")
-            last = got[1].splitlines()[-1]
-            self.assertEqual(json.loads(last)["status"], "cancelled")
-
-    def test_twice(self):
-        with Migration(info("active"), linger=10 ** 6).fake() as fake:
-            p = self.begin(fake)
-            p.send_signal(signal.SIGINT)
-            wait_for(lambda: "migrate-cancel" in fake.names(), "the cancel")
-            self.assertIsNone(p.poll())
-            p.send_signal(signal.SIGINT)
-            self.expect(130, finish(p), out="", err="asked to cancel")
-            self.assertEqual(fake.names().count("migrate-cancel"), 1)
-
-    def test_daemon_hangs(self):
-        hang = threading.Event()
-        with Migration().fake(query_migrate=lambda _: hang.wait() or
-                              info("cancelled")) as fake:
-            p = self.begin(fake)
-            p.send_signal(signal.SIGINT)
-            time.sleep(0.2)
-            self.assertIsNone(p.poll())
-            p.send_signal(signal.SIGINT)
-            self.expect(130, finish(p), err="leaving")
-            hang.set()
-
-    def test_too_late(self):
-        m = Migration(info("active"), refuse_cancel="the disk has been let go")
-        with m.fake() as fake:
-            p = self.begin(fake)
-            p.send_signal(signal.SIGINT)
-            wait_for(lambda: "migrate-cancel" in fake.names(), "the cancel")
-            time.sleep(0.3)
-            self.assertIsNone(p.poll())
-            m.infos = [info("completed")]
-            self.expect(0, finish(p), out="completed in",
-                        err="cannot be cancelled any more "
-                        "(the disk has been let go)")
-            self.assertEqual(fake.names().count("migrate-cancel"), 1)
-
-    def slow_start(self, answer):
-        """Ctrl-C while the daemon has not yet answered `migrate`."""
-        asked, go_on = threading.Event(), threading.Event()
-
-        def migrate(_):
-            asked.set()
-            go_on.wait(10)
-            return answer()
-        with Migration(info("active")).fake(migrate=migrate) as fake:
-            p = start("migrate", fake.path, "nbd://host")
-            self.assertTrue(asked.wait(10))
-            p.send_signal(signal.SIGINT)
-            self.assertIn("cancelling", p.stderr.readline())
-            self.assertEqual(fake.names(), ["migrate"])
-            go_on.set()
-            return finish(p), fake.names()
-
-    def test_early(self):
-        got, names = self.slow_start(lambda: {})
-        self.expect(130, got, out="", err="cancelled")
-        self.assertEqual(names.count("migrate-cancel"), 1)
-
-    def test_not_ours(self):
-        # What runs already was begun by somebody else.
-        def refuse():
-            raise Refuse("a migration is running already")
-        got, names = self.slow_start(refuse)
-        self.expect(1, got, err="running already")
-        self.assertEqual(names, ["migrate"])
-
-
-class Terminal(Case):
-    def on_terminal(self, columns, fake, typed=None, term="xterm"):
-        """(status, all that was shown) of a migration on a terminal."""
-        pid, fd = pty.fork()
-        if pid == 0:
-            fcntl.ioctl(0, termios.TIOCSWINSZ,
-                        struct.pack("HHHH", 24, columns, 0, 0))
-            os.environ["TERM"] = term
-            os.execv(NBDFERRY, [NBDFERRY, "migrate", fake.path, "nbd://host"])
-        shown = b""
-        while True:
-            try:
-                data = os.read(fd, 4096)
-            except OSError:  # as Linux says that nobody is there any more
-                break
-            if not data:
-                break
-            shown += data
-            if typed and b"%" in shown:
-                os.write(fd, typed)
-                typed = None
-        os.close(fd)
-        status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-        return status, shown.decode()
-
-    def bars(self, shown):
-        """The lines that were drawn in place."""
-        return re.findall(r"\r([^\r\n]*)\x1b\[K", shown)
-
-    def test_bar(self):
-        infos = [info("setup"), *[info("active")] * 4, info("completed")]
-        for columns in 20, 40, 60, 80, 81, 120, 400:
-            with Migration(*infos).fake() as fake:
-                status, shown = self.on_terminal(columns, fake)
-            self.assertEqual(status, 0, shown)
-            bars = self.bars(shown)
-            self.assertEqual(len(bars), len(infos), shown)
-            for bar in bars:
-                self.assertLess(len(bar), columns)
-                self.assertTrue(bar.startswith(" 60%"), bar)
-            # One line, that of the cursor, until it ends.
-            head = shown[:shown.rindex("\x1b[K")]
-            self.assertNotIn("\n", head)
-            self.assertIn("completed in 12.345 s", shown)
-            if columns >= 80:
-                for piece in ("[=", ">", "6G/10G", "1G/s", "round 2", "left 4G",
-                              "dirty 10M/s", "ETA 0:04"):
-                    self.assertIn(piece, bars[2])
-                self.assertIn("setup", bars[0])
-
-    def test_ctrl_c(self):
-        with Migration(info("active")).fake() as fake:
-            status, shown = self.on_terminal(80, fake, typed=b"\x03")
-            self.assertEqual(status, 130, shown)
-            self.assertEqual(fake.names().count("migrate-cancel"), 1)
-            # The message does not stand behind the bar.
-            self.assertRegex(shown, r"\n(\^C)?nbdferry: cancelling")
-
-    def test_failure(self):
-        failed = info("failed", **{"error-desc": "no\x1b[2J"})
-        with Migration(info("active"), failed).fake() as fake:
-            status, shown = self.on_terminal(80, fake)
-        self.assertEqual(status, 1)
-        self.assertIn("\nnbdferry: the migration failed: no\\x1b[2J\r\n", shown)
-
-    def test_dumb(self):
-        with Migration(info("active"), info("completed")).fake() as fake:
-            status, shown = self.on_terminal(80, fake, term="dumb")
-        self.assertEqual(status, 0)
-        self.assertNotIn("\x1b", shown)
-        self.assertIn("active: 6 GiB of 10 GiB", shown)
 
 
 class Qemu(Case):
