@@ -11,6 +11,7 @@
 #include <cmocka.h>
 
 #include "drive-test.h"
+#include "hook-test.h"
 #include "view-impl.h"
 #include "view-test.h"
 #include "view-drive.h"
@@ -212,19 +213,6 @@ test_overtaken_exactly (void **state)
 }
 
 /* A write after the instant, and before it is known what is in the backup. */
-static int
-nothing_to_prepare (struct write_hook *h, const struct named_bitmap *nb,
-                    const struct point *parent, struct error *e)
-{
-  return 0;
-}
-
-static int64_t
-go_on (struct write_hook *h, uint64_t offset, uint64_t len, uint64_t waited)
-{
-  return HOOK_GO_ON;
-}
-
 static void
 write_in_between (struct write_hook *h)
 {
@@ -233,15 +221,10 @@ write_in_between (struct write_hook *h)
 }
 
 static void
-nothing_to_end (struct write_hook *h, const char *why)
-{
-}
-
-static void
 test_in_between (void **state)
 {
   static const struct hook_ops ops = { nothing_to_prepare, go_on,
-                                       write_in_between, nothing_to_end };
+                                       write_in_between, nothing_ended };
   struct write_hook early = { &ops };
   struct bitmap_action a[2] = {
     { .type = BITMAP_BACKUP_BEGIN, .target = { d, NULL }, .hook = &early },
