@@ -448,4 +448,41 @@ check_arrived (const struct source *s, size_t disk, struct drive *d)
                            &sd->lineage));
 }
 
+/* ---- a source and a destination for each test ---- */
+
+static struct source src;
+static struct incoming_channel *ch;
+
+/* New disks: their state is that of none before. */
+static inline void
+fresh (size_t nr)
+{
+  static const char *const names[] = { "vda", "vdb" };
+
+  tap_reset (NULL);
+  for (size_t i = 0; i < 2; i++) {
+    remove (drive_file (names[i], NULL));
+    nftw (drive_file (names[i], ""), remove_one, 16, FTW_DEPTH | FTW_PHYS);
+  }
+  start (nr, DISK_SIZE, true);
+  source_init (&src, nr, DISK_SIZE);
+}
+
+static inline int
+begin (void **state)
+{
+  fresh (1);
+  ch = channel ();
+  return 0;
+}
+
+static inline int
+end (void **state)
+{
+  incoming_close (ch);
+  stop (true);
+  source_free (&src);
+  return 0;
+}
+
 #endif /* FERRY_INCOMING_TEST_H */

@@ -13,30 +13,6 @@
 #include "blobs.h"
 #include "incoming-test.h"
 
-static struct source src;
-static struct incoming_channel *ch;
-
-static int
-begin (void **state)
-{
-  tap_reset (NULL);
-  remove (drive_file ("vda", NULL));
-  nftw (drive_file ("vda", ""), remove_one, 16, FTW_DEPTH | FTW_PHYS);
-  start (1, DISK_SIZE, true);
-  source_init (&src, 1, DISK_SIZE);
-  ch = channel ();
-  return 0;
-}
-
-static int
-end (void **state)
-{
-  incoming_close (ch);
-  stop (true);
-  source_free (&src);
-  return 0;
-}
-
 static int
 send_body (json_t *body, const char *data, struct error *e)
 {

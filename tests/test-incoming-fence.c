@@ -14,23 +14,18 @@
 
 #define AT 0x10000
 
-static struct source src;
 static const uint8_t old_data[4096] = { 0x01 }, new_data[4096] = { 0x02 };
 
-/* A new disk for each test: its state is that of none before. */
+/* The tests open channels of their own. */
 static int
-begin (void **state)
+begin_closed (void **state)
 {
-  tap_reset (state);
-  remove (drive_file ("vda", NULL));
-  nftw (drive_file ("vda", ""), remove_one, 16, FTW_DEPTH | FTW_PHYS);
-  start (1, DISK_SIZE, true);
-  source_init (&src, 1, DISK_SIZE);
+  fresh (1);
   return 0;
 }
 
 static int
-end (void **state)
+end_closed (void **state)
 {
   stop (true);
   source_free (&src);
@@ -467,7 +462,7 @@ test_many (void **state)
 int
 main (void)
 {
-#define TEST(f) cmocka_unit_test_setup_teardown (f, begin, end)
+#define TEST(f) cmocka_unit_test_setup_teardown (f, begin_closed, end_closed)
   static const struct CMUnitTest tests[] = {
     TEST (test_late_packet),
     TEST (test_epochs),

@@ -12,44 +12,11 @@
 
 #include "incoming-test.h"
 
-static struct source src;
-static struct incoming_channel *ch;
-
-static void
-fresh (size_t nr)
-{
-  static const char *const names[] = { "vda", "vdb" };
-
-  tap_reset (NULL);
-  for (size_t i = 0; i < 2; i++) {
-    remove (drive_file (names[i], NULL));
-    nftw (drive_file (names[i], ""), remove_one, 16, FTW_DEPTH | FTW_PHYS);
-  }
-  start (nr, DISK_SIZE, true);
-  source_init (&src, nr, DISK_SIZE);
-  ch = channel ();
-}
-
-static int
-begin (void **state)
-{
-  fresh (1);
-  return 0;
-}
-
 static int
 begin_two (void **state)
 {
   fresh (2);
-  return 0;
-}
-
-static int
-end (void **state)
-{
-  incoming_close (ch);
-  stop (true);
-  source_free (&src);
+  ch = channel ();
   return 0;
 }
 
@@ -138,7 +105,7 @@ test_happy_after_restart (void **state)
     if (clean)
       break;
     end (NULL);
-    fresh (1);
+    begin (NULL);
   }
 }
 
@@ -197,7 +164,7 @@ test_commit_after_restart (void **state)
     if (clean)
       break;
     end (NULL);
-    fresh (1);
+    begin (NULL);
   }
 }
 
