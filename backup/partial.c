@@ -15,6 +15,7 @@
 #include <unistd.h>
 
 #include "cleanup.h"
+#include "keep-out.h"
 #include "partial.h"
 
 /* The file at tmp, with a lock that ends with us.  Whoever had it before may
@@ -75,7 +76,8 @@ partial_open (struct partial *p, const char *path, bool replace,
 {
   struct stat st;
 
-  *p = (struct partial){ .fd = -1, .replace = replace };
+  *p = (struct partial)PARTIAL_NONE;
+  p->replace = replace;
   if (strcmp (path, "-") == 0) {
     p->fd = fcntl (STDOUT_FILENO, F_DUPFD_CLOEXEC, 3);
     return p->fd == -1 ? error_set (err, errno, "standard output: %m") : 0;
@@ -93,6 +95,9 @@ partial_open (struct partial *p, const char *path, bool replace,
     if (!replace)
       return error_set (err, EEXIST, "%s exists already, and is not touched",
                         path);
+    p->replaced = keep_out_of_use (path, err);
+    if (p->replaced == -1)
+      return -1;
   }
   else if (errno != ENOENT || path[0] == '\0')
     return error_set (err, errno, "%s: %m", path[0] ? path : "''");
@@ -167,7 +172,9 @@ partial_drop (struct partial *p)
     unlink (p->tmp);
   if (p->fd >= 0)
     close (p->fd);
+  if (p->replaced >= 0)
+    close (p->replaced);
   free (p->tmp);
   free (p->path);
-  *p = (struct partial){ .fd = -1 };
+  *p = (struct partial)PARTIAL_NONE;
 }

@@ -17,10 +17,15 @@ struct partial {
   char *path; /* NULL: standard output */
   char *tmp;  /* PATH.partial; NULL: written directly */
   bool replace;
+  int replaced; /* what exists, locked; or -1 */
 };
 
-/* "-" is standard output.  Refuses what exists already unless 'replace', and
- * what another process is writing.  What a process that was killed has left
+/* Nothing is open. */
+#define PARTIAL_NONE { .fd = -1, .replaced = -1 }
+
+/* "-" is standard output.  Refuses what exists already unless 'replace', what
+ * is in use as a disk even then (keep-out.h), and what another process is
+ * writing.  What a process that was killed has left
  * in PATH.partial is lost.  On error '*p' can be dropped, too.
  */
 int partial_open (struct partial *p, const char *path, bool replace,

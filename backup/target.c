@@ -11,6 +11,7 @@
 #include <unistd.h>
 
 #include "cleanup.h"
+#include "keep-out.h"
 #include "probe.h"
 #include "remote.h"
 #include "target.h"
@@ -221,6 +222,8 @@ open_path (struct target *t, const struct target_options *opt,
   if (!S_ISREG (st.st_mode))
     return error_set (err, EINVAL, "%s is neither a file nor a block device",
                       opt->where);
+  if (keep_out_of_state (opt->where, err) == -1)
+    return -1;
   if (opt->in_place)
     return open_in_place (t, opt, err);
   if (opt->overwrite)
@@ -236,7 +239,7 @@ target_open (struct target *t, const struct target_options *opt,
 {
   int r;
 
-  *t = (struct target){ .partial.fd = -1, .size = opt->size };
+  *t = (struct target){ .partial = PARTIAL_NONE, .size = opt->size };
   r = remote_is_uri (opt->where) ? open_server (t, opt, err)
                                  : open_path (t, opt, err);
   if (r == -1)
@@ -263,5 +266,5 @@ target_close (struct target *t)
     t->disk->ops->close (t->disk);
   partial_drop (&t->partial);
   free (t->path);
-  *t = (struct target){ .partial.fd = -1 };
+  *t = (struct target){ .partial = PARTIAL_NONE };
 }

@@ -126,8 +126,8 @@ out_prepare (struct out *o, char *path, enum out_format format, bool force,
   bool uri = remote_is_uri (path);
   bool device = !uri && stat (path, &st) == 0 && S_ISBLK (st.st_mode);
 
-  *o = (struct out){ .path = path, .partial.fd = -1,
-                     .target.partial.fd = -1 };
+  *o = (struct out){ .path = path, .partial = PARTIAL_NONE,
+                     .target.partial = PARTIAL_NONE };
   o->archive = format == OUT_ARCHIVE ||
                (format == OUT_AUTO && !uri && !device);
   if (o->archive && (uri || device))
@@ -207,5 +207,5 @@ out_close (struct out *o)
   partial_drop (&o->partial);
   target_close (&o->target);
   free (o->path);
-  *o = (struct out){ .partial.fd = -1, .target.partial.fd = -1 };
+  *o = (struct out){ .partial = PARTIAL_NONE, .target.partial = PARTIAL_NONE };
 }

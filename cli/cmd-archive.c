@@ -291,7 +291,7 @@ archive_merge_run (const struct command *cmd, char **args, void *values)
     .how = MIGRATE_COMPRESSION_ZSTD,
   };
   size_t nr = count (args) - 1;
-  struct partial out = { .fd = -1 };
+  struct partial out = PARTIAL_NONE;
   struct copying progress;
   struct chain chain = { 0 };
   struct error err;

@@ -10,9 +10,12 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
+#include "cleanup.h"
 #include "cmd-bitmap.h"
+#include "keep-out.h"
 #include "map.h"
 #include "output.h"
 #include "size.h"
@@ -78,12 +81,20 @@ locale_is_utf8 (void)
 static int
 write_svg (const struct dirty_map *m, const char *path)
 {
+  CLEANUP_CLOSE int used = -1;
+  struct error err;
+  struct stat st;
   FILE *f;
   int r;
 
   if (strcmp (path, "-") == 0) {
     map_print_svg (m, stdout);
     return output_finish ();
+  }
+  if (stat (path, &st) == 0 && S_ISREG (st.st_mode) &&
+      (used = keep_out_of_use (path, &err)) == -1) {
+    complain ("%s", err.msg);
+    return -1;
   }
   f = fopen (path, "we");
   if (f) {

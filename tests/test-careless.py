@@ -12,7 +12,7 @@ from ferrytest import *
 from chaintest import *
 from linktest import Link
 
-requires("nbdkit")
+requires("nbdkit", "qemu-nbd")
 
 MiB = 1 << 20
 SIZE = 16 * MiB
@@ -135,6 +135,41 @@ def standby_is_not_there():
     compare("standby.raw", disk.model)
 
 
+def over_a_disk():
+    """Whatever is forced: neither a disk nor what is kept of it goes."""
+    state = "src.raw.ferry/"
+    kept = ["src.raw", *(state + f for f in os.listdir(state))]
+    os.link("src.raw", "hard.raw")
+    open("q.raw", "wb").close()
+    os.truncate("q.raw", MiB)
+    qemu = subprocess.Popen(["qemu-nbd", "-f", "raw", "-k",
+                             os.path.join(TMPDIR, "q.sock"), "-t", "q.raw"])
+    wait_for(lambda: os.path.exists("q.sock"), "qemu-nbd")
+    backup(disk, "o1.nbf", "--bitmap=o")
+    for out in "src.raw", "hard.raw", "q.raw", *kept:
+        fails("backup", control, out, "--bitmap=o", "--force")
+        fails("archive", "merge", "b.nbf", out, "--force")
+        fails("bitmap", "map", control, "o", "--svg", out)
+        fails("restore", "--overwrite", "b.nbf", out)
+    qemu.kill()
+    qemu.wait()
+    disk.stop()
+    # Nor when nobody has it open.
+    for out in kept:
+        with open(out, "rb") as f:
+            before = f.read()
+        fails("archive", "merge", "b.nbf", out, "--force")
+        with open(out, "rb") as f:
+            assert f.read() == before, out
+    disk.restart()
+    compare("src.raw", disk.model)
+    assert not [f for f in os.listdir(state) if f.endswith(".partial")]
+    # What is nothing of that is replaced, also by what was made of it.
+    run_nbdferry("archive", "merge", "o1.nbf", "q.raw", "--force")
+    run_nbdferry("archive", "merge", "q.raw", "q.raw", "--force")
+    restore(["q.raw"], disk.model)
+
+
 def onto_itself():
     os.link("b.nbf", "link.nbf")
     os.symlink("b.nbf", "symlink.nbf")
@@ -200,6 +235,7 @@ def nobody_answers():
 full_over_an_earlier_one()
 empty_at_both_ends()
 standby_is_not_there()
+over_a_disk()
 onto_itself()
 names()
 nobody_answers()
