@@ -196,9 +196,21 @@ trust_time (int64_t ns, char text[TRUST_TIME_TEXT])
   return text;
 }
 
+/* When the file was made, ns since 1970; 0: not every file system knows. */
+static int64_t
+birth_time (int fd)
+{
+  struct statx st;
+
+  if (statx (fd, "", AT_EMPTY_PATH, STATX_BTIME, &st) == -1
+      || !(st.stx_mask & STATX_BTIME))
+    return 0;
+  return st.stx_btime.tv_sec * NS + st.stx_btime.tv_nsec;
+}
+
 static int
 look_at_sidecar (const char *path, const struct disk_times *disk,
-                 struct disk_times *t)
+                 struct disk_times *t, int64_t *born)
 {
   CLEANUP_CLOSE int fd = open (path, O_PATH | O_CLOEXEC);
   struct stat st;
@@ -211,6 +223,7 @@ look_at_sidecar (const char *path, const struct disk_times *disk,
   t->mtime = st.st_mtim.tv_sec * NS + st.st_mtim.tv_nsec;
   t->local = t->device == disk->device
              || (disk->local && disk_has_local_times (fd));
+  *born = birth_time (fd);
   return 0;
 }
 
@@ -223,7 +236,8 @@ trust_look (struct trust_case *c, struct disk *disk, const char *sidecar,
   if (r == -1)
     return error_set (err, errno, "stat %s: %m", c->disk_path);
   c->disk_has_times = r == 0;
-  c->sidecar_exists = look_at_sidecar (sidecar, &c->disk, &c->sidecar) == 0;
+  c->sidecar_exists = look_at_sidecar (sidecar, &c->disk, &c->sidecar,
+                                       &c->sidecar_born) == 0;
   if (!c->sidecar_exists && errno != ENOENT)
     return error_set (err, errno, "stat %s: %m", sidecar);
   return 0;
@@ -234,7 +248,7 @@ trust_record (struct disk *disk, const char *sidecar, bool settled,
               struct journal_trust *t, struct error *err)
 {
   struct disk_times d, s;
-  int64_t last;
+  int64_t last, born;
   int r = disk->ops->times ? disk->ops->times (disk, &d) : 1;
 
   memset (t, 0, sizeof *t);
@@ -242,7 +256,7 @@ trust_record (struct disk *disk, const char *sidecar, bool settled,
     return error_set (err, errno, "stat the disk: %m");
   if (r == 1)
     return 0;
-  if (look_at_sidecar (sidecar, &d, &s) == -1)
+  if (look_at_sidecar (sidecar, &d, &s, &born) == -1)
     return error_set (err, errno, "stat %s: %m", sidecar);
   /* A write in the same tick could get the same time.  A clock that was set
    * back would have us wait for long: then it must do without.
@@ -316,12 +330,14 @@ judge_clean (const struct trust_case *c, char *why)
   }
   /* An older one, or one that was overwritten: bits of another time.  A copy
    * has another inode, and the same time or a later one; some programs that
-   * copy keep whole seconds only.
+   * copy keep whole seconds only.  If what it was made of is gone it may have
+   * got that inode's number, but it was made after we closed that.
    */
   if (c->found == QCOW2_CLEAN
       && (c->sidecar.mtime / NS + 2 < t->sidecar_mtime / NS
           || (c->sidecar.inode == t->sidecar_inode
-              && c->sidecar.mtime != t->sidecar_mtime)))
+              && c->sidecar.mtime != t->sidecar_mtime
+              && c->sidecar_born <= t->sidecar_mtime)))
     return broken (why, "%s/bitmaps.qcow2 is of %s, and not of %s, when it "
                    "was closed", short_path (c->state_dir),
                    trust_time (c->sidecar.mtime, at),

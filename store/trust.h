@@ -131,6 +131,7 @@ struct trust_case {
   bool sidecar_exists;
   struct disk_times sidecar;    /* 'local': on the disk's file system or on a
                                    local one, so that both can be compared */
+  int64_t sidecar_born;         /* ns since 1970; 0: unknown */
   struct trust_left left;
   enum qcow2_found found;
   bool no_bitmaps;              /* nothing in the sidecar was ever in use */

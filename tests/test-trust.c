@@ -119,9 +119,16 @@ test_sidecar (void **state)
   expect (&c, TRUST_KEPT, NULL);
   c.sidecar.mtime = T - 10 * S;
   expect (&c, TRUST_BROKEN, "bitmaps.qcow2 is of");
+  /* The same file with other content, whether or not it is known when it was
+   * made; or a copy that has got the number of what it was made of.
+   */
   c = the_case (QCOW2_CLEAN);
   c.sidecar.mtime++;
   expect (&c, TRUST_BROKEN, "bitmaps.qcow2 is of");
+  c.sidecar_born = was.trust.sidecar_mtime;
+  expect (&c, TRUST_BROKEN, "bitmaps.qcow2 is of");
+  c.sidecar_born++;
+  expect (&c, TRUST_KEPT, NULL);
 }
 
 static void

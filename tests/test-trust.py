@@ -194,6 +194,16 @@ def copy_state_without_times(d):
     copy_state(d, "-r")
 
 
+def copy_state_back(d):
+    """What is made anew may get the inodes' numbers back."""
+    time.sleep(0.05)
+    state = d.state
+    copy_state(d, "-r")
+    subprocess.run(["cp", "-r", d.state, state], check=True)
+    shutil.rmtree(d.state)
+    d.state = state
+
+
 def tar_state(d):
     """tar keeps whole seconds only."""
     new = d.file("copy")
@@ -211,7 +221,8 @@ def reboot(d):
 def test_harmless():
     for end in Disk.stop, Disk.kill:
         for change in (nothing, change_owner, change_mode, relabel, move, link,
-                       read, copy_state, copy_state_without_times, tar_state):
+                       read, copy_state, copy_state_without_times,
+                       copy_state_back, tar_state):
             print("%s, then %s" % (end.__name__, change.__name__), flush=True)
             d = Disk()
             end(d)
