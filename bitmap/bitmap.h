@@ -133,8 +133,20 @@ void bitmap_merge (struct bitmap *dst, const struct bitmap *src);
  * mark 'keep' as well since that instant, both bitmaps before a write and both
  * again after it.  What a writer has marked in 'keep' before the return is in
  * 'bm' at the return; in between it may be missing there for a moment.
+ *
+ * So 'before', unless NULL, is told what each block of 4096 bits has before
+ * anything of it is cleared: all that may be missing is in there.  If it says
+ * false the block stays as it is.
  */
-void bitmap_retain (struct bitmap *bm, const struct bitmap *keep);
+typedef bool (*bitmap_before) (void *opaque, uint64_t block,
+                               const uint64_t words[64]);
+
+void bitmap_retain (struct bitmap *bm, const struct bitmap *keep,
+                    bitmap_before before, void *opaque);
+
+/* Set the bits of 'words' in a block, as far as there are such. */
+void bitmap_restore_block (struct bitmap *bm, uint64_t block,
+                           const uint64_t words[64]);
 
 /* Move every set bit of 'src' into 'dst' and leave 'src' clean, each word in
  * one atomic exchange, so that a bit set meanwhile ends in one of the two:

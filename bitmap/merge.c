@@ -7,6 +7,7 @@
 #include <config.h>
 
 #include <assert.h>
+#include <string.h>
 
 #include "impl.h"
 
@@ -52,6 +53,19 @@ bitmap_merge (struct bitmap *dst, const struct bitmap *src)
   }
 }
 
+/* Is anything set in 'words' that is not in 'kept'? */
+static bool
+leaves_out (const uint64_t words[64], const uint64_t kept[64], uint64_t mask)
+{
+  for (; mask; mask &= mask - 1) {
+    const unsigned j = __builtin_ctzll (mask);
+
+    if (words[j] & ~kept[j])
+      return true;
+  }
+  return false;
+}
+
 /* A writer that marks both bitmaps, writes, and marks both again may do all
  * of that between our look at 'keep' and the clearing in 'bm'.  Nothing would
  * bring its bit back, so we look at 'keep' a second time and put back what it
@@ -59,13 +73,26 @@ bitmap_merge (struct bitmap *dst, const struct bitmap *src)
  * 'bm' still before it: the one after its write has landed.
  */
 void
-bitmap_retain (struct bitmap *bm, const struct bitmap *keep)
+bitmap_retain (struct bitmap *bm, const struct bitmap *keep,
+               bitmap_before before, void *opaque)
 {
   uint64_t words[64], kept[64], mask, again, m, b;
 
   assert (bm->size == keep->size && bm->shift == keep->shift);
   for (b = 0; bm_next_block (bm, &b, &mask); b++) {
-    load_block (keep, b, words, mask);
+    memset (words, 0, sizeof words);
+    load_block (bm, b, words, mask);
+    load_block (keep, b, kept, mask);
+    if (!leaves_out (words, kept, mask) ||
+        (before && !before (opaque, b, words)))
+      continue;
+    load_block (keep, b, kept, mask); /* it may have taken long */
+    /* What was not there stays: only a writer can have set it since. */
+    for (m = mask; m; m &= m - 1) {
+      const unsigned j = __builtin_ctzll (m);
+
+      words[j] = kept[j] | ~words[j];
+    }
     bm_and_block (bm, b, words, mask); /* leaves what it cleared in words */
     load_block (keep, b, kept, mask);
     again = 0;
@@ -79,6 +106,25 @@ bitmap_retain (struct bitmap *bm, const struct bitmap *keep)
     if (again)
       bm_or_block (bm, b, words, again);
   }
+}
+
+void
+bitmap_restore_block (struct bitmap *bm, uint64_t block,
+                      const uint64_t words[64])
+{
+  const uint64_t nr_words = (bm->nr_bits + 63) / 64;
+  uint64_t valid[64], mask = 0;
+
+  if (block >= (nr_words + 63) / 64)
+    return;
+  for (unsigned j = 0; j < 64 && block * 64 + j < nr_words; j++) {
+    valid[j] = words[j] & le64toh (full_word (&bm->levels[0],
+                                              block * 64 + j));
+    if (valid[j])
+      mask |= UINT64_C (1) << j;
+  }
+  if (mask)
+    bm_or_block (bm, block, valid, mask);
 }
 
 void

@@ -14,6 +14,7 @@
 #include <string.h>
 
 #include "cleanup.h"
+#include "clear-note.h"
 #include "incoming-names.h"
 #include "load.h"
 #include "points.h"
@@ -351,6 +352,7 @@ load_bitmaps (struct load *l, struct error *err)
       return -1;
     changed |= d->bitmaps[d->nr_bitmaps - 1]->slot != entries[i].bits;
   }
+  clear_note_mend (d);
   give_reasons (l);
   if (d->unheld == NULL)
     ship_map_forget (d);

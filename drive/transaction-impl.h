@@ -4,6 +4,7 @@
 #ifndef FERRY_TRANSACTION_IMPL_H
 #define FERRY_TRANSACTION_IMPL_H
 
+#include "clear-note.h"
 #include "transaction.h"
 
 /* A bitmap as it will be. */
@@ -30,6 +31,7 @@ struct plan {
   bool persistent;      /* the sidecar's directory changes */
   bool disables;        /* a persistent bitmap stops to record */
   bool clears;          /* one that records is cleared */
+  struct clear_note *note; /* then; or NULL: the activity log says so */
   bool merges;          /* into a persistent one */
   bool pointed;         /* a point changes */
   struct hooks *hooks;  /* for the instant; NULL: as they are.  Afterwards the

@@ -8,6 +8,8 @@
  */
 #include <config.h>
 
+#include <errno.h>
+
 #include "transaction-impl.h"
 
 static struct planned *
@@ -75,25 +77,41 @@ walk_merges (struct transaction *t, const struct bitmap_action *actions,
   return any;
 }
 
+/* Of one that records and outlives us, what is being cleared is noted. */
+static void
+clear_one (struct plan *p, struct planned *b)
+{
+  const bool noted = p->note && b->nb->persistent && b->recording;
+
+  if (b->merged)
+    bitmap_merge (b->companion, b->merged);
+  if (noted)
+    clear_note_begin (p->note, b->nb);
+  bitmap_retain (b->nb->bits, b->companion, noted ? clear_note_block : NULL,
+                 p->note);
+  drive_forget_reason (p->drive, b->nb);
+}
+
 /* Then all that clears them: a bit that moves from one bitmap to another is
  * never in neither.
  */
-static void
-walk_clears (struct plan *p)
+static int
+walk_clears (struct plan *p, struct error *err)
 {
   for (size_t i = 0; i < p->nr; i++) {
     struct planned *b = &p->list[i];
 
-    if (b->cleared) {
-      if (b->merged)
-        bitmap_merge (b->companion, b->merged);
-      bitmap_retain (b->nb->bits, b->companion);
-      drive_forget_reason (p->drive, b->nb);
-    }
+    if (b->cleared)
+      clear_one (p, b);
     /* After the bits: a migration that sees the new version sends them all. */
     if (b->touched)
       atomic_fetch_add (&b->nb->version, 1);
   }
+  return p->note && p->note->failed
+           ? error_set (err, EIO, "%s/clearing cannot be written: some of what "
+                        "was to be cleared is still dirty",
+                        p->drive->state_dir)
+           : 0;
 }
 
 /* Bits that were merged are durable before those that they came from go. */
@@ -117,6 +135,7 @@ transaction_walk (struct transaction *t, const struct bitmap_action *actions,
                   size_t nr, struct error *err)
 {
   bool cleared = false;
+  int r = 0;
 
   if (walk_merges (t, actions, nr)) {
     for (size_t i = 0; i < nr; i++)
@@ -127,6 +146,7 @@ transaction_walk (struct transaction *t, const struct bitmap_action *actions,
       return -1;
   }
   for (size_t i = 0; i < t->nr; i++)
-    walk_clears (&t->plans[i]);
-  return 0;
+    if (walk_clears (&t->plans[i], err) == -1)
+      r = -1;
+  return r;
 }

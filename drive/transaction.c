@@ -358,11 +358,16 @@ flag_log (struct plan *p, struct error *err)
   if (p->disables &&
       activity_flag (log, ACTIVITY_EVERY, 0, true, err) == -1)
     return -1;
-  /* For a crash of the daemon alone, so it need not be durable. */
-  if (p->clears &&
-      activity_flag (log, ACTIVITY_CLEARING, 0, false, err) == -1)
-    return -1;
-  return 0;
+  if (!p->clears)
+    return 0;
+  p->note = malloc (sizeof *p->note);
+  if (p->note && clear_note_open (p->note, p->drive) == 0)
+    return 0;
+  free (take_ptr (&p->note));
+  /* Then all is dirty after a crash of the daemon, for which this need not be
+   * durable.
+   */
+  return activity_flag (log, ACTIVITY_CLEARING, 0, false, err);
 }
 
 /* Part 5; the flags stay if the bits are not durable. */
@@ -489,6 +494,9 @@ free_plan (struct plan *p, bool done)
     if (done ? b->removed : b->added)
       drive_free_bitmap (p->drive, b->nb);
   }
+  if (p->note)
+    clear_note_close (p->note, p->drive);
+  free (p->note);
   free (p->list);
   free (p->bitmaps);
   free (p->marks);

@@ -1,4 +1,5 @@
-/* nbdferry - fuzz target: the description of a migration, and ship-clearing
+/* nbdferry - fuzz target: the description of a migration, ship-clearing, and
+ * the note of a clear
  * SPDX-License-Identifier: BSD-3-Clause
  *
  * What can be read can be written, and says the same when it is read again.
@@ -8,6 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "clear-note.h"
 #include "description.h"
 #include "ship-map.h"
 
@@ -54,6 +56,23 @@ check (const struct description *a, const struct description *b)
   }
 }
 
+/* Whatever it says is put into a bitmap, of two blocks and a bit. */
+static void
+mend (const uint8_t *data, size_t size)
+{
+  struct clear_note_record r = { 0 };
+  struct bitmap *bm = bitmap_new ((8192 + 1) << 9, 9, NULL);
+
+  must (bm != NULL);
+  memcpy (&r, data, size < sizeof r ? size : sizeof r);
+  if (clear_note_valid (&r))
+    must (strlen (r.name) < sizeof r.name);
+  bitmap_restore_block (bm, r.block, r.words);
+  bitmap_restore_block (bm, r.block % 3, r.words);
+  must (bitmap_is_consistent (bm));
+  bitmap_free (bm);
+}
+
 int
 LLVMFuzzerTestOneInput (const uint8_t *data, size_t size)
 {
@@ -62,6 +81,7 @@ LLVMFuzzerTestOneInput (const uint8_t *data, size_t size)
   struct range r;
   char *text;
 
+  mend (data, size);
   if (ship_map_parse (data, size, &r) == 0)
     must (r.start <= r.end);
   if (description_parse ((const char *) data, size, &d, &err) == -1) {

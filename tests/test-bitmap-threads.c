@@ -560,7 +560,7 @@ retainer (void *arg)
 
   while (!stopped () && bitmap_count_bits (j->other) < j->nr) {
     bitmap_set (j->bm, j->nr << SHIFT, G); /* something to clear */
-    bitmap_retain (j->bm, j->other);
+    bitmap_retain (j->bm, j->other, NULL, NULL);
   }
   return finished ();
 }
@@ -580,7 +580,7 @@ test_retain_beside_writers (void **state)
     void *const arg[] = { &j, &j };
 
     run_threads (2, fn, arg, HAMMER_MS);
-    bitmap_retain (bm, keep);
+    bitmap_retain (bm, keep, NULL, NULL);
     assert_int_equal (bitmap_count_bits (keep), j.done);
     assert_int_equal (bitmap_count_bits (bm), j.done);
     assert_true (bitmap_is_consistent (bm));
