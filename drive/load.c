@@ -420,6 +420,10 @@ drive_load (struct drive *d, bool created, bool *news, struct error *err)
   if (d->store == NULL)
     return -1;
   qcow2_report_lost (d->store, &d->store_failed);
+  /* There is nobody else to tell: the list has nothing to give a reason for. */
+  if (l.found == QCOW2_CREATED && was.trust.known)
+    drive_log ("disk '%s': %s was missing, and any bitmaps with it; an empty "
+               "one was made", d->name, d->sidecar);
   forget_boot (d, &c.left, &was);
   c.found = l.found;
   qcow2_entries (d->store, &nr);

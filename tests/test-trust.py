@@ -348,6 +348,21 @@ def write_after_reboot(d):
     overwrite(d.path)
 
 
+def test_sidecar_gone():
+    """There is no bitmap to give a reason for, so the log says it."""
+    d = Disk()
+    assert "missing" not in d.daemon.log_text()
+    d.stop()
+    os.unlink(os.path.join(d.state, "bitmaps.qcow2"))
+    d.start()
+    assert "bitmaps.qcow2 was missing, and any bitmaps" in d.daemon.log_text()
+    before = d.daemon.log_text().count("missing")
+    d.stop()
+    d.start()
+    assert d.daemon.log_text().count("missing") < before + 1
+    d.stop()
+
+
 def test_given_up():
     replaced = r"%s was replaced by another file \(inode \d+ instead of \d+\)"
     back = r"%s was put back to an older state, of 2017-07-14 02:40:00 UTC, "
@@ -474,7 +489,7 @@ def test_durability():
 os.environ["TZ"] = "UTC"
 time.tzset()
 for test in (test_harmless, test_killed_while_writing, test_power_loss,
-             test_resized, test_given_up, test_same_tick, test_shown,
-             test_many_reasons, test_block_device, test_durability):
+             test_resized, test_sidecar_gone, test_given_up, test_same_tick,
+             test_shown, test_many_reasons, test_block_device, test_durability):
     print("== %s" % test.__name__, flush=True)
     test()
