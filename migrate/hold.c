@@ -1,11 +1,11 @@
 /* nbdferry - the source of a migration: what the hold will cost
  * SPDX-License-Identifier: BSD-3-Clause
  *
- * The hold lasts as long as it takes to send what is left, and beside that a
- * fixed time: PREPARE and COMMIT (a round trip each, and syncs at the
- * destination), and the record here (a sync).  What is left is bounded by the
- * downtime limit; the fixed time is measured beforehand, and shown, but no
- * reason not to finish.
+ * The hold lasts as long as the bytes need that are left, and beside that a
+ * fixed time: a round trip for them, however few they are, and PREPARE and
+ * COMMIT (a round trip each, and syncs at the destination), and the record here
+ * (a sync).  What the bytes need is bounded by the downtime limit; the fixed
+ * time is measured beforehand, and shown, but no reason not to finish.
  *
  *   rate of the link   bytes that were acknowledged, by the time in which any
  *                      were under way, less one round trip for each time that
@@ -163,14 +163,14 @@ hold_flush (struct outgoing *o, struct error *err)
 }
 
 uint64_t
-hold_fixed_cost (const struct outgoing *o)
+hold_fixed_cost (const struct outgoing *o, bool left)
 {
   const struct outgoing_cost *c = &o->cost;
   uint64_t sync = c->best_flush > c->rtt ? c->best_flush - c->rtt : 0;
 
   if (c->seen)
     return c->seen;
-  return 2 * c->rtt + o->nr * SYNCS * sync;
+  return (2 + left) * c->rtt + o->nr * SYNCS * sync;
 }
 
 uint64_t
@@ -233,7 +233,11 @@ hold_ends (struct outgoing *o)
   uint64_t now = now_ns ();
 
   o->info.hold_us = (now - o->hold_began) / 1000;
-  if (o->hold_sent > 0)
-    o->cost.seen = now - o->hold_sent;
+  if (o->hold_sent > 0) {
+    uint64_t sending = o->hold_sent - o->hold_began;
+    uint64_t trip = sending < o->cost.rtt ? sending : o->cost.rtt;
+
+    o->cost.seen = now - o->hold_sent + trip;
+  }
   o->hold_began = 0;
 }

@@ -183,10 +183,10 @@ int hold_flush_ahead (struct outgoing *o, struct error *err);
 /* Have the destination write what it has cached, until a flush is short. */
 int hold_flush (struct outgoing *o, struct error *err);
 
-/* How long the hold lasts beside sending what is left, ns; bytes a second of
- * that.  Lock held.
+/* How long the hold lasts beside what the bytes need that are left, ns ('left':
+ * there are any); bytes a second of that.  Lock held.
  */
-uint64_t hold_fixed_cost (const struct outgoing *o);
+uint64_t hold_fixed_cost (const struct outgoing *o, bool left);
 uint64_t hold_rate (const struct outgoing *o);
 
 /* Can that much be sent within the downtime limit? */

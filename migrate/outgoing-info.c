@@ -62,7 +62,7 @@ migrate_add_throttle (struct migrate_info *info, struct drive *d)
 static void
 fill_info (struct outgoing *o, struct migrate_info *info)
 {
-  uint64_t end = o->ended_ns ? o->ended_ns : now_ns ();
+  uint64_t end = o->ended_ns ? o->ended_ns : now_ns (), cost;
 
   measure_rate (o, end);
   *info = o->info;
@@ -87,11 +87,11 @@ fill_info (struct outgoing *o, struct migrate_info *info)
     if (held > info->longest_hold_us)
       info->longest_hold_us = held;
   }
+  cost = hold_fixed_cost (o, info->remaining > 0);
   if (o->info.status == MIGRATE_ACTIVE || o->info.status == MIGRATE_DEVICE)
     info->expected_downtime_ms =
-      (double) info->remaining * 1000 / hold_rate (o) +
-      hold_fixed_cost (o) / NS_PER_MS;
-  info->handover_cost_us = hold_fixed_cost (o) / 1000;
+      (double) info->remaining * 1000 / hold_rate (o) + cost / NS_PER_MS;
+  info->handover_cost_us = cost / 1000;
   mirror_stats (o->mirror, &info->mirror);
   info->round_trip_us = o->cost.rtt / 1000;
   info->last_flush_us = o->cost.flush / 1000;

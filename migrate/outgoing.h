@@ -106,8 +106,8 @@ struct migrate_info {
                                    limit */
   uint64_t longest_hold_us; /* of any gate since it began, but the hold */
   uint64_t hold_us;         /* the hold of a handover, the last one */
-  uint64_t handover_cost_us; /* of that, beside sending what was left; expected
-                                until there was one */
+  uint64_t handover_cost_us; /* of that, whatever the amount that was left;
+                                expected until there was one */
   uint64_t round_trip_us;
   struct mirror_stats mirror;
   uint64_t last_flush_us;   /* of the destination, round trip and all */
