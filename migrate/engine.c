@@ -480,15 +480,17 @@ engine_return (struct engine *e, struct buffer *b)
 }
 
 int
-engine_run (struct engine *e, struct error *err)
+engine_run (struct engine *e, uint64_t left, struct error *err)
 {
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&e->lock);
 
+  e->room.left = e->room.round = left;
   e->run = true;
   pthread_cond_broadcast (&e->can_send);
   while ((e->run && !e->failed) || e->filling > 0)
     pthread_cond_wait (&e->drained, &e->lock);
   e->run = false;
+  e->room.round = 0;
   if (!e->failed)
     return 0;
   *err = e->error;

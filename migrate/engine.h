@@ -109,9 +109,10 @@ void engine_put (struct engine *e, struct buffer *b);    /* to be sent */
 void engine_return (struct engine *e, struct buffer *b); /* was not filled */
 
 /* Have buffers filled, and send them, until fill () has said that nothing is
- * left; it is not called any more then.  One thread at a time.
+ * left; it is not called any more then.  'left' is what there is now, as for
+ * engine_expect.  One thread at a time.
  */
-int engine_run (struct engine *e, struct error *err);
+int engine_run (struct engine *e, uint64_t left, struct error *err);
 
 /* Wait until all that was put is acknowledged, or all but what is urgent: 0,
  * or -1 with the error.

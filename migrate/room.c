@@ -79,6 +79,16 @@ far_room (const struct room *r, uint64_t now)
   return room;
 }
 
+/* The part of a channel, of what is left. */
+static size_t
+part (const struct room *r, bool urgent)
+{
+  if (r->rtt >= FAR && !urgent && r->round > 0 &&
+      r->round / r->channels < SHARE)
+    return r->round / r->channels + MIN_ROOM;
+  return r->left / r->channels + SHARE;
+}
+
 static size_t
 smaller (size_t a, size_t b)
 {
@@ -94,7 +104,7 @@ room_choose (struct room *r, bool urgent, size_t piece, uint64_t now)
     r->first_ns = now;
   room = r->rtt >= FAR && !urgent ? far_room (r, now) : near_room (r, urgent, now);
   r->taken++;
-  room = smaller (room, r->left / r->channels + SHARE);
+  room = smaller (room, part (r, urgent));
   room = smaller (room, BUFFERS_MAX / r->buffers);
   room = smaller (room, ENGINE_PAYLOAD_MAX);
   room = smaller (room, piece);

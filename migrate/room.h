@@ -12,7 +12,10 @@
  * packets are several times what would fill it.  How fast it is shows only when
  * TCP has found out: for the first second a fast one is assumed.  The first
  * packets are of different sizes, or all channels would wait for their answers
- * at once; the last ones are small, so that channels end together.
+ * at once; the last ones are small, so that channels end together.  A round that
+ * begins with little is shared evenly by all: TCP may let each have only so much
+ * under way, and the rest of it then takes another round trip.  Such a round is
+ * the one in the hold.
  */
 #ifndef FERRY_ROOM_H
 #define FERRY_ROOM_H
@@ -29,6 +32,7 @@ struct room {
                         slow */
   uint64_t rtt;      /* ns; 0: not known */
   uint64_t left;     /* bytes that packets are still to be filled with, about */
+  uint64_t round;    /* there were when the round began; 0: there is none */
   uint64_t taken;    /* buffers, to be filled */
   uint64_t first_ns; /* when the first one was; 0: not yet */
   bool giving_way;   /* to those that serve clients, for the CPU */

@@ -70,8 +70,7 @@ produce (struct outgoing *o, struct error *err)
   pthread_mutex_lock (&o->lock);
   o->round++;
   pthread_mutex_unlock (&o->lock);
-  engine_expect (o->engine, outgoing_dirty (o));
-  return engine_run (o->engine, err);
+  return engine_run (o->engine, outgoing_dirty (o), err);
 }
 
 int

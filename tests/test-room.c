@@ -109,6 +109,29 @@ test_ends (void **state)
   assert_int_equal (next (&r, BEGIN), 256 << 10);
 }
 
+/* A round that begins with little goes evenly to all, over a long link. */
+static void
+test_share (void **state)
+{
+  struct room r = later (16, 50 * MS, 119 * MiB);
+
+  r.left = r.round = MiB;
+  assert_int_equal (next (&r, LATER), (64 << 10) + 4096);
+  r.left = 4096;
+  assert_int_equal (next (&r, LATER), (64 << 10) + 4096);
+  r.round = 1;
+  assert_int_equal (next (&r, LATER), 4096);
+  /* Somebody waits for it; it began with more; there is no round. */
+  assert_true (room_choose (&r, true, SIZE_MAX, LATER) >= 64 << 10);
+  r.round = 16 * MiB;
+  assert_int_equal (next (&r, LATER), 256 << 10);
+  r.round = 0;
+  assert_int_equal (next (&r, LATER), 256 << 10);
+  r.rtt = MS / 10;
+  r.round = 1;
+  assert_int_equal (next (&r, LATER), 256 << 10);
+}
+
 static void
 test_limit (void **state)
 {
@@ -126,6 +149,7 @@ main (void)
     cmocka_unit_test (test_far),
     cmocka_unit_test (test_memory),
     cmocka_unit_test (test_ends),
+    cmocka_unit_test (test_share),
     cmocka_unit_test (test_limit),
   };
 
