@@ -89,6 +89,7 @@ send_rest (struct outgoing *o, struct error *err)
   engine_lend (o->engine, loan);
   if (engine_drain (o->engine, err) == -1)
     return -1;
+  hold_has_drained (o);
   if (outgoing_sync_bitmaps (o, err) == -1 ||
       blobs_send (o->blobs, o->engine, err) == -1)
     return -1;

@@ -213,9 +213,17 @@ hold_begins (struct outgoing *o)
     gate_is_hold (&o->drives[i]->writes);
   pthread_mutex_lock (&o->lock);
   o->hold_began = now_ns ();
-  o->hold_sent = 0;
+  o->hold_drained = o->hold_sent = 0;
   outgoing_give_way (o);
   pthread_mutex_unlock (&o->lock);
+}
+
+void
+hold_has_drained (struct outgoing *o)
+{
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&o->lock);
+
+  o->hold_drained = now_ns ();
 }
 
 void
@@ -226,6 +234,13 @@ hold_has_sent (struct outgoing *o)
   o->hold_sent = now_ns ();
 }
 
+/* What of that time is no more than a round trip.  Lock held. */
+static uint64_t
+trip_of (const struct outgoing *o, uint64_t ns)
+{
+  return ns < o->cost.rtt ? ns : o->cost.rtt;
+}
+
 void
 hold_ends (struct outgoing *o)
 {
@@ -233,11 +248,10 @@ hold_ends (struct outgoing *o)
   uint64_t now = now_ns ();
 
   o->info.hold_us = (now - o->hold_began) / 1000;
-  if (o->hold_sent > 0) {
-    uint64_t sending = o->hold_sent - o->hold_began;
-    uint64_t trip = sending < o->cost.rtt ? sending : o->cost.rtt;
-
-    o->cost.seen = now - o->hold_sent + trip;
-  }
+  /* Writes that are mirrored may have been under way. */
+  if (o->hold_sent > 0)
+    o->cost.seen = trip_of (o, o->hold_drained - o->hold_began) +
+                   trip_of (o, o->hold_sent - o->hold_drained) +
+                   now - o->hold_sent;
   o->hold_began = 0;
 }

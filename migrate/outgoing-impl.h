@@ -104,7 +104,8 @@ struct outgoing {
   uint64_t bandwidth;   /* bytes a second on the wire, as measured; 0: not */
   struct outgoing_cost cost; /* written by the migration thread alone */
   bool slowed;          /* the brake is on */
-  uint64_t hold_began, hold_sent; /* ns: the gates were shut, all was sent */
+  uint64_t hold_began, hold_drained, hold_sent; /* ns: the gates were shut,
+                              what was under way had arrived, all had */
   struct migrate_compressed compressed;
   json_t *hints;        /* see outgoing_hints */
 };
@@ -197,8 +198,11 @@ bool hold_is_short (struct outgoing *o, uint64_t dirty);
  */
 bool hold_can_shrink (struct outgoing *o, uint64_t dirty, uint64_t took);
 
-/* The gates have been shut; all has been sent; requests go on. */
+/* The gates have been shut; what was under way has arrived; all has been sent;
+ * requests go on.
+ */
 void hold_begins (struct outgoing *o);
+void hold_has_drained (struct outgoing *o);
 void hold_has_sent (struct outgoing *o);
 void hold_ends (struct outgoing *o);
 /* ---- hints.c ---- */
