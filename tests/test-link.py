@@ -2,8 +2,9 @@
 # nbdferry - migrations over long, narrow and unreliable links
 # SPDX-License-Identifier: BSD-3-Clause
 """A link of 50 ms round trip, with the default parameters and a writer: it
-completes, and the fixed cost of the handover is shown.  Stalls, and channels
-of which one overtakes another: data and bitmaps are exact all the same."""
+completes, the fixed cost of the handover is shown, and the hold lasts no longer
+than that and the downtime limit.  Stalls, and channels of which one overtakes
+another: data and bitmaps are exact all the same."""
 
 from ferrytest import *
 from linktest import Link
@@ -13,10 +14,12 @@ requires("nbdkit", "qemu-img", "qemu-nbd")
 
 MiB = 1 << 20
 SIZE = 32 * MiB + 3 * 512
+LIGHT = dict(max_length=16384, pause=0.02)
+HEAVY = dict(max_length=131072, pause=0.005)
 
 
 class Move:
-    def __init__(self, limit=None, **link):
+    def __init__(self, limit=None, writer=LIGHT, **link):
         Nbdkit.all.clear()
         clear_folder()
         self.pair = Pair({"vda": SIZE}, tcp=True,
@@ -26,8 +29,7 @@ class Move:
             self.pair.add("vda", "g%d" % granularity, granularity)
         self.link = Link(self.pair.dst.port, **link)
         self.writer = LoggingWriter(self.pair.src.uri("vda"),
-                                    self.pair.models["vda"],
-                                    max_length=16384, pause=0.02)
+                                    self.pair.models["vda"], **writer)
 
     def start(self, **params):
         if params:
@@ -72,6 +74,25 @@ def long_link():
               ferry["longest-hold-us"]))
 
 
+def short_hold(writer, limit, **link):
+    """It lasts no longer than the limit and the fixed cost that is shown, which
+    is three round trips and syncs.  On a busy machine one in four will do."""
+    seen = []
+    while len(seen) < 4:
+        m = Move(delay=25, rate=100e6, writer=writer, **link)
+        m.start(downtime_limit=limit)
+        ferry = m.end()["x-ferry"]
+        trip, cost = ferry["round-trip-us"], ferry["handover-cost-us"]
+        seen.append((ferry["hold-us"], cost, trip))
+        if (ferry["hold-us"] <= limit * 1000 + cost + 10e3 and
+                cost <= 3 * trip + 40e3):
+            break
+    else:
+        raise AssertionError("hold, cost, round trip: %s" % seen)
+    print("%s, limit %d ms: hold %d us, of it %d us fixed" % (
+        link or "no window", limit, *seen[-1][:2]))
+
+
 def crowded_server():
     """It takes fewer connections than a long link asks for."""
     for limit in 8, 20:
@@ -97,5 +118,9 @@ def unreliable_link():
 
 
 long_link()
+for writer in LIGHT, HEAVY:
+    short_hold(writer, 30)
+    # A packet of more than a window takes more round trips.
+    short_hold(writer, 30, window=65536)
 crowded_server()
 unreliable_link()
