@@ -438,6 +438,31 @@ qcow2_open (const char *path, const char *data_file, uint64_t size,
   return build (path, data_file, size, -1, NULL, err);
 }
 
+int
+qcow2_open_foreign (const char *path, bool writable, uint64_t *size,
+                    uint64_t *cluster)
+{
+  struct qcow2_image img = { .data_file = NULL };
+  struct error ignored;
+  bool foreign;
+  int fd = writable ? open_locked (path, 0, &ignored)
+                    : open (path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+
+  if (fd == -1)
+    return -1;
+  foreign = qcow2_read_header (fd, path, &img, &ignored) == 0
+            && check_sidecar (&img, &ignored) == 0
+            && !(img.h.autoclear_features & QCOW2_AUTOCLEAR_OURS);
+  free (img.data_file);
+  if (!foreign) {
+    close (fd);
+    return -1;
+  }
+  *size = img.h.size;
+  *cluster = image_cluster (&img);
+  return fd;
+}
+
 const struct qcow2_entry *
 qcow2_entries (struct qcow2 *q, size_t *nr)
 {

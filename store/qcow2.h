@@ -55,6 +55,14 @@ struct qcow2 *qcow2_open (const char *path, const char *data_file,
                           uint64_t size, enum qcow2_found *found,
                           struct error *err);
 
+/* If somebody else (QEMU) has had the sidecar open for writing since we had:
+ * a descriptor of it, the size that the disk has there, and that of a cluster
+ * there.  'writable': locked, so that nobody has it open until it is closed.
+ * -1 in all other cases, whatever they are: qcow2_open has the words for them.
+ */
+int qcow2_open_foreign (const char *path, bool writable, uint64_t *size,
+                        uint64_t *cluster);
+
 /* The bitmaps that were in it, in order; owned by 'q', which forgets them at
  * the first qcow2_write_directory (the bits stay).
  */

@@ -313,6 +313,13 @@ judge_resized (const struct trust_case *c, char *why)
   return TRUST_RESIZED;
 }
 
+bool
+trust_sidecar_is_later (int64_t disk, int64_t sidecar)
+{
+  /* Some file systems know whole seconds only. */
+  return disk <= sidecar + SLACK + (sidecar % NS == 0 ? 2 * NS : 0);
+}
+
 /* We closed it, and know how it was. */
 static enum trust_verdict
 judge_clean (const struct trust_case *c, char *why)
@@ -351,15 +358,11 @@ judge_by_sidecar (const struct trust_case *c, char *why)
 {
   const struct journal_trust *t = &c->was->trust;
   char at[TRUST_TIME_TEXT];
-  int64_t slack = SLACK;
 
   /* As we left it, even if its time is in the future. */
   if (t->known && c->was->clean && c->disk.mtime == t->disk_mtime)
     return TRUST_KEPT;
-  /* Not on file systems that know whole seconds only. */
-  if (c->sidecar.mtime % NS == 0)
-    slack += 2 * NS;
-  if (c->disk.mtime <= c->sidecar.mtime + slack)
+  if (trust_sidecar_is_later (c->disk.mtime, c->sidecar.mtime))
     return TRUST_KEPT;
   if (!c->sidecar.local)
     return TRUST_UNVERIFIABLE;

@@ -141,6 +141,11 @@ struct trust_case {
 int trust_look (struct trust_case *c, struct disk *disk, const char *sidecar,
                 struct error *err);
 
+/* Was the sidecar, by these mtimes, written after the disk, as QEMU does it?
+ * Also if its time is less exact.
+ */
+bool trust_sidecar_is_later (int64_t disk, int64_t sidecar);
+
 /* What that means; unless it is KEPT, 'why' says it in words. */
 enum trust_verdict trust_judge (const struct trust_case *c,
                                 char why[TRUST_WHY_MAX]);
