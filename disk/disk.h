@@ -50,6 +50,10 @@ struct disk_ops {
   int (*settle) (struct disk *d);
   /* The file's times; 1 if it has none that say anything.  NULL: none. */
   int (*times) (struct disk *d, struct disk_times *t);
+  /* Cut the file there, durably; 'size' is for the caller to change, who has
+   * just opened it for writing.  NULL: there is nothing to cut.
+   */
+  int (*cut) (struct disk *d, uint64_t size);
   /* Advice: that range will be read soon. */
   int (*cache) (struct disk *d, uint64_t len, uint64_t offset);
   /* What lies at 'offset', cut at 'end': ext->start = offset < ext->end <=

@@ -266,6 +266,15 @@ file_trim (struct disk *d, uint64_t len, uint64_t offset, unsigned flags)
 }
 
 static int
+file_cut (struct disk *d, uint64_t size)
+{
+  struct file *f = (struct file *) d;
+
+  /* Should it be a device, this fails. */
+  return ftruncate (f->fd, size) == -1 ? -1 : fsync (f->fd);
+}
+
+static int
 file_cache (struct disk *d, uint64_t len, uint64_t offset)
 {
   struct file *f = (struct file *) d;
@@ -397,6 +406,7 @@ static const struct disk_ops file_ops = {
   .flush = file_flush,
   .settle = file_settle,
   .times = file_times,
+  .cut = file_cut,
   .cache = file_cache,
   .extent = file_extent,
   .next_data = file_next_data,

@@ -19,6 +19,7 @@
 #include "drive.h"
 #include "keeper.h"
 #include "load.h"
+#include "rounded.h"
 #include "source.h"
 #include "takeover.h"
 #include "unsure.h"
@@ -201,6 +202,8 @@ drive_open (const struct drive_options *opt, struct error *err)
     return NULL;
   d->disk = source_open (d, opt, err);
   if (d->disk == NULL)
+    goto fail;
+  if (rounded_cut (d, err) == -1)
     goto fail;
   d->size = d->disk->size;
   if (opt->create > 0 && d->size != opt->create) {
