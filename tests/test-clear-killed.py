@@ -2,7 +2,7 @@
 # nbdferry - kill -9 while a bitmap is cleared
 # SPDX-License-Identifier: BSD-3-Clause
 """No other bitmap notices; and unless a clear was under way, which may have begun
-at any time, the bitmap has all that was written since the last one."""
+at any time, the bitmap has all that was written after the last one."""
 
 from ferrytest import *
 
@@ -16,7 +16,7 @@ rng = random.Random(7)
 
 class Clears(threading.Thread):
     """Fills it and clears it, again and again; .since is when the last clear
-    began, None while it is under way."""
+    was answered, None while it is under way."""
 
     def __init__(self):
         super().__init__()
@@ -28,11 +28,10 @@ class Clears(threading.Thread):
             while True:
                 self.qmp.command("block-dirty-bitmap-merge", node="d",
                                  target="c", bitmaps=["full"])
-                began = time.monotonic()
                 self.since = None
                 self.qmp.command("block-dirty-bitmap-clear", node="d",
                                  name="c")
-                self.since = began
+                self.since = time.monotonic()
                 self.rounds += 1
         except (EOFError, OSError, ValueError):
             pass
