@@ -147,6 +147,7 @@ drive_alloc (const struct drive_options *opt, struct error *err)
   if (d == NULL)
     goto nomem;
   memset (d, 0, sizeof *d);
+  uuid_new (&d->self);
   d->clearing_fd = -1;
   gate_init (&d->writes);
   gate_init (&d->reads);

@@ -97,6 +97,7 @@ enum drive_durability {
 
 struct drive {
   /* Read-only after drive_open. */
+  struct uuid self; /* of this disk, from its opening on; on no medium */
   char *name;      /* of the export */
   char *path;      /* of the disk, absolute; or an NBD URI */
   char *state_dir; /* absolute */

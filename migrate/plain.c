@@ -15,6 +15,7 @@
 #include "cleanup.h"
 #include "clock.h"
 #include "guard.h"
+#include "identity.h"
 #include "log.h"
 #include "plain-impl.h"
 #include "remote.h"
@@ -83,15 +84,43 @@ set_status (struct plain *p, enum migrate_status status)
 
 /* ---- setting up ---- */
 
+/* Is the target the disk itself?  What was read would be written over what
+ * clients have written since, and that is a change again, without end.
+ */
+static int
+refuse_itself (struct plain *p, struct plain_disk *d, struct error *err)
+{
+  struct drive *drive = d->drive;
+  bool remote = remote_is_uri (drive->path), same;
+  struct uuid own, there;
+  int r = identity_ask (d->uri, NULL, IDENTITY_HOPS, &p->stop, &there, err);
+
+  if (r == -1)
+    return -1;
+  /* No server of ours; it may be the one that has the disk. */
+  same = remote && strcmp (drive->path, d->uri) == 0;
+  if (r == 1) {
+    if (remote)
+      r = identity_ask (drive->path, NULL, IDENTITY_HOPS, &p->stop, &own, err);
+    if (r == -1)
+      return -1;
+    same |= uuid_equal (&there, &drive->self) ||
+            (remote && r == 1 && uuid_equal (&there, &own));
+  }
+  return same ? error_set (err, EINVAL, "%s: is the disk itself", d->uri) : 0;
+}
+
 static int
 open_target (struct plain *p, struct plain_disk *d, struct error *err)
 {
   struct remote_options opt = { .connections = p->params.channels,
                                 .patience_ms = PATIENCE_MS,
                                 .stop = &p->stop };
+  struct disk *target;
 
-  struct disk *target = remote_open (d->uri, &opt, err);
-
+  if (refuse_itself (p, d, err) == -1)
+    return -1;
+  target = remote_open (d->uri, &opt, err);
   if (target == NULL)
     return -1;
   /* From here on plain_stop can reach it. */

@@ -14,6 +14,7 @@
 #include "cleanup.h"
 #include "export.h"
 #include "house.h"
+#include "identity.h"
 #include "peer.h"
 
 /* The drive that 'name' names before its last 'suffix', and what follows it,
@@ -88,6 +89,52 @@ open_hash (const char *name)
   return d ? export_open_backup_hash (d, id, block) : no_such_disk (name);
 }
 
+/* The drive of which 'name' is an export, of whatever kind, or NULL. */
+static struct drive *
+drive_behind (const char *name)
+{
+  struct drive *found = NULL;
+  size_t longest = 0;
+
+  if (name[0] == '\0' || name[0] == '@')
+    return house.drives[0]; /* the default export */
+  for (size_t i = 0; i < house.nr_drives; i++) {
+    struct drive *d = house.drives[i];
+    size_t len = strlen (d->name);
+
+    if (len > longest && strncmp (name, d->name, len) == 0 &&
+        (name[len] == '\0' || name[len] == '@')) {
+      found = d;
+      longest = len;
+    }
+  }
+  return found;
+}
+
+/* What it is asked of is named before the last "@self/". */
+static struct export *
+open_self (const char *name)
+{
+  CLEANUP_FREE char *of = strdup (name);
+  unsigned hops;
+  char *rest = NULL;
+  struct drive *d;
+  int n = 0;
+
+  if (of == NULL) {
+    nbdkit_error ("strdup: %m");
+    return NULL;
+  }
+  for (char *p = of; (p = strstr (p, IDENTITY_EXPORT)) != NULL; p++)
+    rest = p;
+  *rest = '\0';
+  rest += strlen (IDENTITY_EXPORT);
+  d = drive_behind (of);
+  if (d == NULL || sscanf (rest, "%1u%n", &hops, &n) != 1 || rest[n])
+    return no_such_disk (name);
+  return export_open_self (d, hops);
+}
+
 struct export *
 export_open (const char *name, int readonly)
 {
@@ -96,6 +143,8 @@ export_open (const char *name, int readonly)
 
   if (d)
     return export_open_disk (d, readonly);
+  if (strstr (name, IDENTITY_EXPORT))
+    return open_self (name);
   d = split (name, "@incoming", &rest);
   if (d && rest[0] == '\0')
     return peer_allowed (d) ? export_open_incoming (d, NULL) : NULL;

@@ -8,8 +8,9 @@
  *   NAME@bitmap/BITMAP            the disk, with a bitmap as what is allocated
  *   NAME@hash/SIZE                the hashes of the disk's blocks
  *   NAME@backup/ID@hash/SIZE      the same of a backup's
+ *   EXPORT@self/N                 which disk it is (identity.h)
  *
- * The last four can only be read.  BITMAP is percent-encoded.
+ * The last five can only be read.  BITMAP is percent-encoded.
  *
  * Each kind has one table of operations, which nbdkit's callbacks call.  They
  * return what nbdkit wants: -1 with errno, and the message given to
@@ -68,6 +69,8 @@ struct export *export_open_incoming (struct drive *d, const char *hello);
 struct export *export_open_hash (struct drive *d, const char *block);
 struct export *export_open_backup_hash (struct drive *d, const char *id,
                                         const char *block);
+/* export-self.c */
+struct export *export_open_self (struct drive *d, unsigned hops);
 /* export-backup.c */
 struct export *export_open_backup (struct drive *d, const char *id);
 /* export-bitmap.c; 'name' as in the export's */

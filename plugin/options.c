@@ -39,7 +39,7 @@ check_name (const struct options *o, const char *name)
   }
   if (strstr (name, "@incoming") || strstr (name, "@forward/") ||
       strstr (name, "@backup/") || strstr (name, "@bitmap/") ||
-      strstr (name, "@hash/")) {
+      strstr (name, "@hash/") || strstr (name, "@self/")) {
     nbdkit_error ("disk=: the name '%s' is taken by an export of another "
                   "kind", name);
     return -1;
