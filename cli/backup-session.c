@@ -11,6 +11,7 @@
 #include "cleanup.h"
 #include "clock.h"
 #include "nodes.h"
+#include "size.h"
 
 /* ---- which disks, and which kind ---- */
 
@@ -40,22 +41,41 @@ has_point (const json_t *extra, const char *node, const char *bitmap)
   return json_is_string (json_object_get (b, "point"));
 }
 
+/* A bitmap that is there keeps its granularity: the same may be asked for again,
+ * so that one command does for every night, but no other.
+ */
+static int
+check_granularity (const struct backup_session *s, const char *node,
+                   const json_t *bitmap, struct error *err)
+{
+  uint64_t has = json_integer_value (json_object_get (bitmap, "granularity"));
+  uint64_t wanted = s->opt->granularity;
+  char a[SIZE_TEXT], b[SIZE_TEXT];
+
+  if (bitmap == NULL || wanted == 0 || wanted == has)
+    return 0;
+  return error_set (err, EINVAL, "the bitmap '%s' of disk '%s' has a "
+                    "granularity of %s, not %s; --granularity is for a new "
+                    "one", s->opt->bitmap, node, size_format (has, a),
+                    size_format (wanted, b));
+}
+
 static int
 choose_kind (struct backup_session *s, struct backup_disk *d,
              const json_t *node, const json_t *extra, struct error *err)
 {
   const char *bitmap = s->opt->bitmap;
+  const json_t *b;
   bool point;
 
   d->full = s->opt->kind == BACKUP_FULL || bitmap == NULL;
   if (bitmap == NULL)
     return 0;
-  d->create = find_named (json_object_get (node, "dirty-bitmaps"), "name",
-                          bitmap) == NULL;
+  b = find_named (json_object_get (node, "dirty-bitmaps"), "name", bitmap);
+  d->create = b == NULL;
   point = !d->create && has_point (extra, d->node, bitmap);
-  if (!d->create && s->opt->granularity)
-    return error_set (err, EINVAL, "disk '%s' has the bitmap '%s' already; "
-                      "--granularity is for a new one", d->node, bitmap);
+  if (check_granularity (s, d->node, b, err) == -1)
+    return -1;
   if (!point && s->opt->kind == BACKUP_INCREMENTAL)
     return error_set (err, EINVAL, d->create
                       ? "disk '%s' has no bitmap '%s', so there is nothing "

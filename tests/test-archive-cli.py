@@ -28,10 +28,14 @@ def make_chain():
     disk = Disk(SIZE, name="c", step=4096)
     models = []
     for out in "full.nbf", "i1.nbf", "i2.nbf":
-        backup(disk, out, "--bitmap=c", "--granularity=4K"
-               if out == "full.nbf" else "--incremental")
+        # The same command each night, but for what says that it is no first.
+        backup(disk, out, "--bitmap=c", "--granularity=4K",
+               *[] if out == "full.nbf" else ["--incremental"])
         models.append(disk.snapshot())
         disk.write(4, max_length=4096)
+    refused("granularity of 4 KiB, not 64 KiB", "backup", disk.control,
+            "no.nbf", "--bitmap=c", "--granularity=64K")
+    assert not os.path.exists("no.nbf")
     disk.stop()
     return models
 
