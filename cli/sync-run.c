@@ -280,6 +280,7 @@ sync_run (struct sync_job *s, struct error *err)
   if (sync_check_standby (s, s->on_the_way, err) == -1 ||
       record_begin (s, err) == -1)
     return -1;
+  s->recorded = true;
   written = bitmap_new (s->size, BITMAP_MIN_SHIFT + 3, err);
   if (written == NULL)
     return -1;
@@ -291,13 +292,25 @@ sync_run (struct sync_job *s, struct error *err)
   return end (s, true, err);
 }
 
+/* A bitmap that this run has made stays, to be gone on with, once that is
+ * recorded.  Before, nothing was sent, and nobody has any use for it.
+ */
+static void
+give_up (struct sync_job *s)
+{
+  control_set_limit (s->control, 5 * NS_PER_S);
+  if (end (s, false, NULL) == 0 && s->create && !s->recorded)
+    json_decref (control_command (
+      s->control, "block-dirty-bitmap-remove",
+      json_pack ("{s:s, s:s}", "node", s->node, "name", s->opt->bitmap),
+      NULL));
+}
+
 void
 sync_close (struct sync_job *s)
 {
-  if (s->begun) {
-    control_set_limit (s->control, 5 * NS_PER_S);
-    end (s, false, NULL);
-  }
+  if (s->begun)
+    give_up (s);
   if (s->view)
     s->view->ops->close (s->view);
   if (s->target)

@@ -53,6 +53,7 @@ struct sync_job {
 
   struct uuid parent, point;   /* of this run; zeros: none */
   bool begun;                  /* the daemon has our backup */
+  bool recorded;               /* the standby is on its way to our point */
   char *view_uri;              /* with its export */
   struct disk *view;
   uint64_t needed;             /* bytes in the backup, if incremental */

@@ -118,6 +118,10 @@ class Sync(unittest.TestCase):
                                          "--json").stdout)
         return {b["name"]: b for b in listed}[name]
 
+    def bitmaps(self):
+        return json.loads(run_nbdferry("bitmap", "list", "ctl",
+                                       "--json").stdout)
+
     # ---- again and again ----
 
     def test_writer(self):
@@ -396,7 +400,14 @@ class Sync(unittest.TestCase):
             self.uri = self.daemon.uri(export)
             self.assertIn("is the disk itself", self.refused("--full"))
             self.assertIn("is the disk itself", self.refused("--compare"))
+            # The bitmap was made before that was known.
+            self.assertEqual(self.bitmaps(), [])
         self.assertIn("lock", self.refused("--full", standby="disk.raw"))
+        # One that was there stays.
+        run_nbdferry("bitmap", "add", "ctl", "standby")
+        self.uri = self.daemon.uri("vda")
+        self.assertIn("is the disk itself", self.refused("--full"))
+        self.assertEqual(len(self.bitmaps()), 1)
         run_nbdferry("bitmap", "remove", "ctl", "standby")
         with open("st.raw", "wb") as f:
             f.truncate(SIZE)
@@ -413,9 +424,7 @@ class Sync(unittest.TestCase):
             f.seek(5000)
             f.write(b"x")
         self.assertIn("holds something", self.refused())
-        listed = json.loads(run_nbdferry("bitmap", "list", "ctl",
-                                         "--json").stdout)
-        self.assertEqual(listed, [])        # nothing was begun
+        self.assertEqual(self.bitmaps(), [])    # nothing was begun
         self.assertEqual(self.sync("--compare")["mode"], "compare")
         self.same()
         self.assertNotEqual(sha("st.raw"), before)
