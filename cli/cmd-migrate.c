@@ -192,14 +192,14 @@ migrate_option (const struct command *cmd, int c, const char *arg,
 }
 
 /* Tell the daemon what was asked for, and nothing else: it keeps the rest as
- * it was set before.
+ * it was set before.  But that a migration is not to be paused holds for that
+ * one alone: nobody expects the next to be forgotten.
  */
 static int
 set_parameters (struct control *c, const struct migrate_values *v,
                 struct error *err)
 {
-  json_t *args = json_object (), *result = NULL;
-  bool any;
+  json_t *args = json_object (), *result;
 
   if (v->channels)
     json_object_set_new (args, "multifd-channels",
@@ -220,15 +220,10 @@ set_parameters (struct control *c, const struct migrate_values *v,
                                  ? "multifd-zlib-level"
                                  : "multifd-zstd-level",
                          json_integer (v->level));
-  if (v->no_resume)
-    json_object_set_new (args, "x-ferry-resume", json_false ());
-  any = json_object_size (args) > 0;
-  if (any)
-    result = control_command (c, "migrate-set-parameters", json_incref (args),
-                             err);
-  json_decref (args);
+  json_object_set_new (args, "x-ferry-resume", json_boolean (!v->no_resume));
+  result = control_command (c, "migrate-set-parameters", args, err);
   json_decref (result);
-  return any && result == NULL ? -1 : 0;
+  return result ? 0 : -1;
 }
 
 /* Files that go along; the daemon may stand in another folder. */

@@ -92,7 +92,8 @@ class Signals(Case):
             self.assertTrue(asked.wait(10))
             p.send_signal(signal.SIGINT)
             self.assertIn("cancelling", p.stderr.readline())
-            self.assertEqual(fake.names(), ["migrate"])
+            self.assertEqual(fake.names(), ["migrate-set-parameters",
+                                            "migrate"])
             go_on.set()
             return finish(p), fake.names()
 
@@ -107,7 +108,7 @@ class Signals(Case):
             raise Refuse("a migration is running already")
         got, names = self.slow_start(refuse)
         self.expect(1, got, err="running already")
-        self.assertEqual(names, ["migrate"])
+        self.assertEqual(names, ["migrate-set-parameters", "migrate"])
 
 
 class Terminal(Case):
