@@ -58,6 +58,8 @@ plan_of (struct transaction *t, const struct drive *d)
 static void
 collect (struct transaction *t, struct drive *d)
 {
+  if (d == NULL) /* of an abort */
+    return;
   for (size_t i = 0; i < t->nr; i++)
     if (t->drives[i] == d)
       return;
@@ -253,6 +255,8 @@ prepare (struct transaction *t, const struct bitmap_action *a,
   struct plan *p = plan_of (t, a->target.drive);
   struct planned *b;
 
+  if (a->type == BITMAP_ABORT)
+    return error_set (err, ECANCELED, "Transaction aborted using Abort action");
   if (a->type == BITMAP_ADD)
     return prepare_add (p, a, err);
   if (a->type == BITMAP_BACKUP_BEGIN)

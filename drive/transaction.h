@@ -22,6 +22,8 @@ enum bitmap_action_type {
                           what was written since */
   BITMAP_BACKUP_FORGET, /* the bitmap that is frozen for the hook has no point
                            from here on, whatever comes */
+  BITMAP_ABORT,        /* what came before it is checked; then it fails.  It has
+                          no target */
 };
 
 struct bitmap_ref {

@@ -61,6 +61,10 @@ static const struct qmp_param merge_params[] = {
   { .name = NULL },
 };
 
+static const struct qmp_param abort_params[] = {
+  { .name = NULL },
+};
+
 static const struct action_type {
   const char *name;
   const struct qmp_param *params;
@@ -74,6 +78,7 @@ static const struct action_type {
   { "block-dirty-bitmap-merge", merge_params, BITMAP_MERGE },
   { "x-ferry-backup-begin", qmp_backup_begin_params, BITMAP_BACKUP_BEGIN },
   { "x-ferry-backup-end", qmp_backup_end_params, BITMAP_BACKUP_END },
+  { "abort", abort_params, BITMAP_ABORT },
   { .name = NULL },
 };
 
@@ -308,7 +313,7 @@ static const struct qmp_param transaction_params[] = {
 };
 
 /* Nothing that acts on bitmaps has a completion that could be grouped; QEMU
- * refuses it just so.
+ * refuses it just so.  It has no objection to an abort.
  */
 static int
 check_grouped (json_t *args, json_t *action, struct error *err)
@@ -316,7 +321,8 @@ check_grouped (json_t *args, json_t *action, struct error *err)
   json_t *properties = json_object_get (args, "properties");
   const char *mode = string (properties, "completion-mode");
 
-  if (mode == NULL || strcmp (mode, "grouped"))
+  if (mode == NULL || strcmp (mode, "grouped") ||
+      type_of_action (action)->type == BITMAP_ABORT)
     return 0;
   return error_set (err, EINVAL, "Action '%s' does not support Transaction "
                     "property completion-mode = grouped",
@@ -330,6 +336,9 @@ fill_one (struct bitmap_action *a, struct view **v, json_t *action,
   const struct action_type *t = type_of_action (action);
   json_t *data = json_object_get (action, "data");
 
+  a->type = t->type;
+  if (t->type == BITMAP_ABORT)
+    return 0;
   if (t->type != BITMAP_BACKUP_BEGIN && t->type != BITMAP_BACKUP_END)
     return fill_action (a, t, data, err);
   *v = qmp_backup_action (a, t->type, data, err);
@@ -340,7 +349,7 @@ static json_t *
 run_transaction (json_t *args, struct error *err)
 {
   json_t *list = json_object_get (args, "actions"), *action;
-  size_t nr = json_array_size (list), i;
+  size_t nr = json_array_size (list), used = 0, i;
   struct bitmap_action *actions = calloc (nr + 1, sizeof *actions);
   CLEANUP_FREE struct view **views = calloc (nr + 1, sizeof views[0]);
   int r = 0;
@@ -355,9 +364,12 @@ run_transaction (json_t *args, struct error *err)
       r = fill_one (&actions[i], &views[i], action, err);
     if (r == -1)
       break;
+    used = i + 1;
+    if (actions[i].type == BITMAP_ABORT)
+      break; /* QEMU does not look at what follows */
   }
-  if (r == 0 && nr > 0)
-    r = bitmap_transaction (actions, nr, err);
+  if (r == 0 && used > 0)
+    r = bitmap_transaction (actions, used, err);
   for (i = 0; i < nr; i++) {
     free ((void *) actions[i].sources);
     if (views[i])

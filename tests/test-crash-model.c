@@ -100,6 +100,8 @@ finish (struct must *m, const struct must_action *a)
   case BITMAP_BACKUP_FORGET:
     m->point = 0;
     break;
+  case BITMAP_ABORT: /* there is none */
+    break;
   case BITMAP_BACKUP_BEGIN:
     m->frozen = true;
     or_blocks (m->bits, m->if_recording);

@@ -265,6 +265,9 @@ def act(kind, **data):
     return {"type": B + kind, "data": data}
 
 
+ABORT = {"type": "abort", "data": {}}
+
+
 def test_transaction(pair):
     clear = act("clear", name="m")
     for actions in (3, [3], [{}], [{"type": B + "clear"}], [{"data": {}}],
@@ -274,7 +277,9 @@ def test_transaction(pair):
                     [dict(clear, z=1)], [act("clear", name="m", z=1)],
                     [clear, act("clear", name=3)],
                     [act("merge", target="m", bitmaps=[{}])],
-                    [act("add", name="x", granularity=-1)]):
+                    [act("add", name="x", granularity=-1)],
+                    [{"type": "abort"}], [dict(ABORT, data=None)],
+                    [dict(ABORT, data={"x": 1})], [dict(ABORT, z=1)]):
         pair.bad("transaction", actions=actions)
     pair.bad("transaction")
     pair.bad("transaction", actions=[], x=1)
@@ -284,8 +289,9 @@ def test_transaction(pair):
     for value in {}, {"completion-mode": "individual"}, {
             "completion-mode": "grouped"}:
         pair.ok("transaction", actions=[], properties=value)
-    pair.bad("transaction", actions=[clear],
-             properties={"completion-mode": "grouped"})
+    for actions in [clear], [clear, ABORT], [ABORT, clear], [ABORT]:
+        pair.bad("transaction", actions=actions,
+                 properties={"completion-mode": "grouped"})
     good = [
         [clear],
         [act("add", name="t"), act("remove", name="t")],
@@ -307,6 +313,14 @@ def test_transaction(pair):
          act("remove", name="p"), act("merge", target="t", bitmaps=["c512"]),
          act("add", node="vdb", name="t")],
         [act("clear", name="a"), act("clear", node="nope", name="a")],
+        # What comes before an abort is looked at, what follows is not.
+        [ABORT],
+        [clear, act("add", name="u"), act("remove", name="t"), ABORT],
+        [act("clear", name="nope"), ABORT],
+        [act("clear", node="nope", name="a"), ABORT],
+        [ABORT, act("clear", name="nope"),
+         act("clear", node="nope", name="a"), act("add", name="a")],
+        [clear, ABORT, ABORT],
     ]
     for actions in good:
         pair.ok("transaction", actions=actions)
