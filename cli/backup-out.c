@@ -13,11 +13,8 @@
 
 #include "backup-out.h"
 #include "cleanup.h"
-#include "client.h"
-#include "hasher.h"
 #include "remote.h"
 
-#define CONNECT_MS 30000
 
 /* ---- names ---- */
 
@@ -139,36 +136,6 @@ out_prepare (struct out *o, char *path, enum out_format format, bool force,
   return o->archive ? partial_open (&o->partial, path, force, err) : 0;
 }
 
-/* A server that has our backup is the daemon itself, and its disk the one that
- * is backed up.  (Asked for in the form of hashes, whose size no other export
- * has: some servers give every export that they are asked for.)
- */
-static int
-refuse_itself (const char *uri, const struct backup_disk *d,
-               struct error *err)
-{
-  CLEANUP_FREE char *own = client_uri_export (uri, err);
-  CLEANUP_FREE char *name = NULL;
-  const uint64_t block = HASH_BLOCK_MAX;
-  char id[UUID_TEXT];
-  struct client *c;
-  bool same;
-
-  if (own == NULL)
-    return -1;
-  uuid_format (&d->head.point, id);
-  if (asprintf (&name, "%s@backup/%s@hash/%" PRIu64, own, id, block) == -1) {
-    name = NULL;
-    return error_set (err, ENOMEM, "%m");
-  }
-  c = client_connect (uri, name, NULL, CONNECT_MS, NULL);
-  if (c == NULL)
-    return 0;
-  same = client_size (c) == hash_blocks (d->head.size, block) * HASH_SIZE;
-  client_close (c);
-  return same ? error_set (err, EINVAL, "%s: is the disk itself", uri) : 0;
-}
-
 int
 out_begin (struct out *o, const struct backup_disk *d, bool force,
            unsigned connections, struct error *err)
@@ -181,9 +148,6 @@ out_begin (struct out *o, const struct backup_disk *d, bool force,
     .overwrite = force,
   };
 
-  if (!o->archive && remote_is_uri (o->path) &&
-      refuse_itself (o->path, d, err) == -1)
-    return -1;
   if (!o->archive)
     return target_open (&o->target, &opt, err);
   o->writer = archive_writer_open (o->partial.fd, o->path, &d->head, err);

@@ -32,7 +32,9 @@
 #include "command.h"
 #include "copy.h"
 #include "copying.h"
+#include "identity.h"
 #include "output.h"
+#include "remote.h"
 #include "size.h"
 
 #define MAX_NODES 256
@@ -230,24 +232,57 @@ op_tick (void *opaque)
 
 static const struct copying_ops ops = { op_wait, op_done, op_stop, op_tick };
 
+/* Where the daemon listens; 0 or -1. */
+static int
+find_addresses (struct backup *b, struct error *err)
+{
+  if (b->uris == NULL)
+    b->uris = b->v->uri ? json_pack ("[s]", b->v->uri)
+                        : session_uris (&b->session, err);
+  return b->uris ? 0 : -1;
+}
+
+/* A server may have the very disk that is backed up. */
+static int
+refuse_itself (struct backup *b, const struct backup_disk *d,
+               const struct out *o, struct error *err)
+{
+  struct uuid there, own;
+  int r;
+
+  if (o->archive || !remote_is_uri (o->path))
+    return 0;
+  r = identity_ask (o->path, NULL, IDENTITY_HOPS, NULL, &there, err);
+  if (r != 1)
+    return r;
+  if (find_addresses (b, err) == -1)
+    return -1;
+  r = 0;
+  /* An address that does not answer, who reads from there will complain of. */
+  for (size_t i = 0; r != 1 && i < json_array_size (b->uris); i++) {
+    const char *uri = json_string_value (json_array_get (b->uris, i));
+
+    if (uri)
+      r = identity_ask (uri, d->node, IDENTITY_HOPS, NULL, &own, err);
+  }
+  return r == 1 && uuid_equal (&there, &own)
+           ? error_set (err, EINVAL, "%s: is the disk itself", o->path) : 0;
+}
+
 /* The first address of the daemon that works. */
 static struct copy *
 start_copy (struct backup *b, struct copy_options *opt, struct error *err)
 {
   struct copy *c = NULL;
 
-  if (b->v->uri) {
-    opt->uri = b->v->uri;
-    return copy_start (opt, err);
-  }
-  if (b->uris == NULL && (b->uris = session_uris (&b->session, err)) == NULL)
+  if (find_addresses (b, err) == -1)
     return NULL;
   for (size_t i = 0; c == NULL && i < json_array_size (b->uris); i++) {
     opt->uri = json_string_value (json_array_get (b->uris, i));
     if (opt->uri)
       c = copy_start (opt, err);
   }
-  if (c == NULL)
+  if (c == NULL && b->v->uri == NULL)
     error_prefix (err, "cannot read the backup from the daemon");
   return c;
 }
@@ -381,7 +416,8 @@ copy_all (struct backup *b, struct error *err)
   struct backup_session *s = &b->session;
 
   for (size_t i = 0; i < s->nr; i++)
-    if (out_begin (&b->outs[i], &s->disks[i], b->v->force,
+    if (refuse_itself (b, &s->disks[i], &b->outs[i], err) == -1 ||
+        out_begin (&b->outs[i], &s->disks[i], b->v->force,
                    b->v->connections ? b->v->connections : CONNECTIONS,
                    err) == -1 ||
         overwrite (b, &s->disks[i], &b->outs[i], err) == -1 ||

@@ -17,6 +17,7 @@
 #include "absolute.h"
 #include "cleanup.h"
 #include "clock.h"
+#include "identity.h"
 #include "nodes.h"
 #include "output.h"
 #include "probe.h"
@@ -25,7 +26,6 @@
 #include "size.h"
 #include "sync.h"
 
-#define CONNECT_MS 10000
 #define BUSY_MS    5000 /* how long a bitmap in use is waited for */
 #define LOOK       (1 << 20) /* bytes in which content shows */
 
@@ -158,6 +158,10 @@ open_standby (struct sync_job *s, struct error *err)
   s->standby = s->is_uri ? remote_absolute_uri (o->standby, err)
                          : absolute_path (o->standby, err);
   if (s->standby == NULL)
+    return -1;
+  /* Before it is opened: it may take one client alone. */
+  if (s->is_uri && identity_ask (s->standby, NULL, IDENTITY_HOPS, o->stop,
+                                 &s->identity, err) == -1)
     return -1;
   s->made = !s->is_uri && lstat (s->standby, &st) == -1 && errno == ENOENT;
   s->target = s->is_uri ? remote_open (s->standby, &ro, err)
@@ -481,38 +485,6 @@ sync_explain (struct sync_job *s, struct error *err)
     error_set (err, EIO, "the backup was given up: %s", why);
 }
 
-/* Is the standby the disk itself?  Then its server has our backup, too.  (That
- * is asked for in the form of hashes, whose size no other export has.)
- */
-static int
-check_other (struct sync_job *s, struct error *err)
-{
-  CLEANUP_FREE char *own = NULL;
-  CLEANUP_FREE char *name = NULL;
-  const uint64_t block = HASH_BLOCK_MAX;
-  char id[UUID_TEXT];
-  struct client *c;
-  bool same;
-
-  if (!s->is_uri)
-    return 0; /* the daemon has locked it */
-  own = client_uri_export (s->standby, err);
-  if (own == NULL)
-    return -1;
-  uuid_format (&s->point, id);
-  if (asprintf (&name, "%s@backup/%s@hash/%" PRIu64, own, id, block) == -1) {
-    name = NULL;
-    return error_set (err, ENOMEM, "%m");
-  }
-  c = client_connect (s->standby, name, s->opt->stop, CONNECT_MS, NULL);
-  if (c == NULL)
-    return 0;
-  same = client_size (c) == hash_blocks (s->size, block) * HASH_SIZE;
-  client_close (c);
-  return same ? error_set (err, EINVAL, "%s: is the disk itself", s->standby)
-              : 0;
-}
-
 /* Through the first of the daemon's addresses that answers. */
 static int
 open_view (struct sync_job *s, const char *export, struct error *err)
@@ -549,6 +521,21 @@ open_view (struct sync_job *s, const char *export, struct error *err)
   return -1;
 }
 
+static int
+check_other (struct sync_job *s, struct error *err)
+{
+  struct uuid own;
+  int r;
+
+  if (uuid_is_zero (&s->identity)) /* also a file, which the daemon has locked */
+    return 0;
+  r = identity_ask (s->view_uri, s->node, IDENTITY_HOPS, s->opt->stop, &own,
+                    err);
+  if (r != 1 || !uuid_equal (&s->identity, &own))
+    return r == -1 ? -1 : 0;
+  return error_set (err, EINVAL, "%s: is the disk itself", s->standby);
+}
+
 int
 sync_begin (struct sync_job *s, const struct sync_options *opt,
             struct error *err)
@@ -561,8 +548,8 @@ sync_begin (struct sync_job *s, const struct sync_options *opt,
   s->control = control_open (opt->control, err);
   if (s->control && look (s, &f, err) == 0 && open_standby (s, err) == 0 &&
       decide_what_to_do (s, &f, err) == 0 && begin (s, err) == 0 &&
-      check_begun (s, &export, err) == 0 && check_other (s, err) == 0)
-    r = open_view (s, export, err);
+      check_begun (s, &export, err) == 0 && open_view (s, export, err) == 0)
+    r = check_other (s, err);
   found_free (&f);
   return r;
 }

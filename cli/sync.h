@@ -50,6 +50,7 @@ struct sync_job {
   bool is_uri;
   bool made;               /* the standby: a file that was not there */
   struct disk *target;
+  struct uuid identity;    /* of the standby; zeros: nobody says */
 
   struct uuid parent, point;   /* of this run; zeros: none */
   bool begun;                  /* the daemon has our backup */

@@ -99,14 +99,12 @@ refuse_itself (struct plain *p, struct plain_disk *d, struct error *err)
     return -1;
   /* No server of ours; it may be the one that has the disk. */
   same = remote && strcmp (drive->path, d->uri) == 0;
-  if (r == 1) {
-    if (remote)
-      r = identity_ask (drive->path, NULL, IDENTITY_HOPS, &p->stop, &own, err);
-    if (r == -1)
-      return -1;
+  /* One that has the disk and takes no more clients is none of ours. */
+  if (r == 1)
     same |= uuid_equal (&there, &drive->self) ||
-            (remote && r == 1 && uuid_equal (&there, &own));
-  }
+            (remote && identity_ask (drive->path, NULL, IDENTITY_HOPS,
+                                     &p->stop, &own, NULL) == 1 &&
+             uuid_equal (&there, &own));
   return same ? error_set (err, EINVAL, "%s: is the disk itself", d->uri) : 0;
 }
 

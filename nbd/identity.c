@@ -30,13 +30,17 @@ static bool
 parse (const char content[IDENTITY_SIZE], struct uuid *id)
 {
   char text[UUID_TEXT], again[IDENTITY_SIZE];
+  struct uuid said;
 
   if (memchr (content, '\0', IDENTITY_SIZE) == NULL ||
       sscanf (content, "nbdferry: the disk %36s", text) != 1 ||
-      !uuid_parse (text, id))
+      !uuid_parse (text, &said))
     return false;
-  identity_write (id, again);
-  return memcmp (content, again, IDENTITY_SIZE) == 0;
+  identity_write (&said, again);
+  if (memcmp (content, again, IDENTITY_SIZE) != 0)
+    return false;
+  *id = said;
+  return true;
 }
 
 int
@@ -63,7 +67,8 @@ identity_ask (const char *uri, const char *export, unsigned hops,
     /* What else is wrong with it, who opens it will say. */
     if (why.errnum != ECANCELED && why.errnum != ETIMEDOUT)
       return 0;
-    *err = why;
+    if (err)
+      *err = why;
     return error_prefix (err, "cannot find out which disk %s is", uri);
   }
   client_set_timeout (c, ms);

@@ -26,8 +26,9 @@
 void identity_write (const struct uuid *id, char content[IDENTITY_SIZE]);
 
 /* Which disk is the export of that URI, or 'export' at its server, unless NULL?
- * 1: *id; 0: nobody says; -1: cancelled, or the server has not answered in
- * time.
+ * 1: *id; 0: nobody says, and *id is untouched; -1: cancelled, or the server has
+ * not answered in time.  To be asked before the export is opened: some servers
+ * take one client at a time.
  */
 int identity_ask (const char *uri, const char *export, unsigned hops,
                   const struct stop *stop, struct uuid *id,

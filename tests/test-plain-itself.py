@@ -1,8 +1,8 @@
 #!/usr/bin/python3
 # nbdferry - a disk is not copied over itself
 # SPDX-License-Identifier: BSD-3-Clause
-"""migrate --data-only to the disk itself, on whatever way: refused before
-anything is written, and no write of a client is lost.  Another disk, however
+"""migrate --data-only, backup and sync to the disk itself, on whatever way:
+refused before anything is written, and no write of a client is lost.  Another disk, however
 like it, is not taken for it."""
 
 import shutil
@@ -12,10 +12,23 @@ from linktest import Link
 from migratetest import *
 from nbdtest import *
 
-requires("nbdkit", "qemu-storage-daemon")
+requires("nbdkit", "qemu-nbd", "qemu-storage-daemon")
 
 SIZE = 8 * MiB
 ITSELF = "is the disk itself"
+
+
+def refused_all(control, uri):
+    """A copy, a backup and a sync alike."""
+    refused(control, uri)
+    for args in (["backup", control, uri, "--bitmap", "b", "--force"],
+                 ["backup", control, uri],
+                 ["sync", control, uri, "--bitmap", "b", "--full"],
+                 ["sync", control, uri, "--compare"]):
+        p = run_nbdferry(*args, check=False)
+        assert p.returncode == 1 and ITSELF in p.stderr, (args, p)
+    assert json.loads(run_nbdferry("bitmap", "list", control, "--json")
+                      .stdout) == []
 
 
 def refused(source, uri, *args):
@@ -98,7 +111,7 @@ def forwarded():
                  "control=new.ctl", name="new")
     run_nbdferry("migrate", "old.ctl", new.uri("x"))
     before = read_all(new.uri("x"))
-    refused("new.ctl", old.uri("vda"))
+    refused_all("new.ctl", old.uri("vda"))
     assert read_all(old.uri("vda")) == before
     # Neither the old host nor one that is served from it is asked for ever.
     old.stop()
@@ -120,9 +133,9 @@ def through_others():
                name="b")
     c = Nbdkit("disk=vdc=" + b.uri("vdb"), "state=c", "control=c.ctl",
                name="c")
-    refused("a.ctl", b.uri("vdb"))
-    refused("a.ctl", c.uri("vdc"))
-    refused("b.ctl", a.uri("vda"))
+    refused_all("a.ctl", b.uri("vdb"))
+    refused_all("a.ctl", c.uri("vdc"))
+    refused_all("b.ctl", a.uri("vda"))
     refused("c.ctl", a.uri("vda"))
     refused("c.ctl", b.uri("vdb"))
     c.stop()
@@ -139,6 +152,29 @@ def through_others():
     refused("b.ctl", b.uri("vdb"))
     b.stop()
     qsd.stop()
+    clear_folder()
+
+
+def one_client():
+    """A server that takes one client at a time, and whose last one is the last
+    indeed."""
+    make_disk("a.raw", SIZE)
+    a = Nbdkit("disk=vda=a.raw", "control=a.ctl", name="a")
+    sock = os.path.abspath("q")
+    for n, args in enumerate((["migrate", "--data-only"], ["backup"],
+                              ["sync", "--bitmap", "b"])):
+        with open("q%d.raw" % n, "wb") as f:
+            f.truncate(SIZE)
+        server = subprocess.Popen(["qemu-nbd", "-f", "raw", "-k", sock,
+                                   "q%d.raw" % n])
+        wait_for(lambda: os.path.exists(sock), "qemu-nbd")
+        began = time.monotonic()
+        run_nbdferry(args[0], "a.ctl", "nbd+unix:///?socket=" + sock,
+                     *args[1:])
+        assert time.monotonic() - began < 5
+        server.wait(10)
+        compare("q%d.raw" % n, Model(SIZE, read_all(a.uri("vda"))))
+    a.stop()
     clear_folder()
 
 
@@ -163,4 +199,5 @@ own_names()
 several()
 forwarded()
 through_others()
+one_client()
 hanging()
