@@ -25,9 +25,7 @@ def fail(disk, message, out, *args, **kwargs):
     if not out.startswith(("/dev", "nbd")):
         assert not os.path.exists(out), os.listdir(".")
         assert not os.path.exists(out + ".partial"), os.listdir(".")
-    # If it had not been told yet that the backup has begun, the daemon takes
-    # a moment to notice.
-    disk.abandoned()
+    assert disk.backups() == [], disk.backups()
     return p
 
 

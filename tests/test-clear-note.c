@@ -130,6 +130,82 @@ test_not_written (void **state)
   finish (d);
 }
 
+/* ---- what is told before bits are cleared ---- */
+
+struct told {
+  struct bitmap *bm, *keep;
+  unsigned blocks, refuse;   /* so many; one more than which is refused */
+  uint64_t words[2][64];
+};
+
+/* Somebody writes just here: to a granule that was dirty, and to a clean one,
+ * in blocks that were seen as they were before.
+ */
+static bool
+told (void *opaque, uint64_t block, const uint64_t words[64])
+{
+  struct told *t = opaque;
+
+  assert_in_range (block, 0, 1);
+  memcpy (t->words[block], words, sizeof t->words[block]);
+  for (uint64_t bit = block * 4096 + 5; bit < block * 4096 + 8; bit += 2) {
+    bitmap_set (t->keep, bit << 9, 1);
+    bitmap_set (t->bm, bit << 9, 1);
+  }
+  return ++t->blocks != t->refuse;
+}
+
+/* Two blocks, the second of 4000 bits: every third bit set, of which the keeper
+ * has every fifth.
+ */
+static void
+test_retain_told (void **state)
+{
+  const uint64_t bits = 4096 + 4000;
+
+  (void) state;
+  for (unsigned refuse = 0; refuse <= 2; refuse++) {
+    struct told t = { .refuse = refuse };
+    struct bitmap *undone = bitmap_new (bits << 9, 9, &err);
+
+    t.bm = bitmap_new (bits << 9, 9, &err);
+    t.keep = bitmap_new (bits << 9, 9, &err);
+    for (uint64_t i = 0; i < bits; i += 3)
+      bitmap_set (t.bm, i << 9, 1);
+    for (uint64_t i = 0; i < bits; i += 15)
+      bitmap_set (t.keep, i << 9, 1);
+    bitmap_retain (t.bm, t.keep, told, &t);
+    assert_int_equal (t.blocks, 2);
+    assert_true (bitmap_is_consistent (t.bm));
+    for (uint64_t b = 0; b < 2; b++)
+      bitmap_restore_block (undone, b, t.words[b]);
+    bitmap_restore_block (undone, 2, t.words[0]);
+    bitmap_restore_block (undone, UINT64_MAX, t.words[0]);
+    assert_true (bitmap_is_consistent (undone));
+    for (uint64_t i = 0; i < bits; i++) {
+      const bool written = i % 4096 == 5 || i % 4096 == 7;
+      const bool left = refuse == i / 4096 + 1;
+
+      assert_int_equal (bitmap_test (t.bm, i << 9),
+                        i % 15 == 0 || written || (left && i % 3 == 0));
+      assert_int_equal (bitmap_test (undone, i << 9), i % 3 == 0);
+    }
+    /* Nothing is told of what is kept anyway. */
+    t.blocks = 0;
+    bitmap_merge (t.keep, t.bm);
+    bitmap_retain (t.bm, t.keep, told, &t);
+    assert_int_equal (t.blocks, 0);
+    /* What is no bit is not set. */
+    memset (t.words, 0xff, sizeof t.words);
+    bitmap_restore_block (undone, 1, t.words[1]);
+    assert_true (bitmap_is_consistent (undone));
+    assert_int_equal (bitmap_count (undone), (4096 / 3 + 1 + 4000) << 9);
+    bitmap_free (t.bm);
+    bitmap_free (t.keep);
+    bitmap_free (undone);
+  }
+}
+
 int
 main (void)
 {
@@ -137,6 +213,7 @@ main (void)
     cmocka_unit_test (test_given_back),
     cmocka_unit_test (test_damaged),
     cmocka_unit_test (test_not_written),
+    cmocka_unit_test (test_retain_told),
   };
 
   return cmocka_run_group_tests (tests, make_dir, remove_dir);
