@@ -374,7 +374,8 @@ forget_boot (const struct drive *d, const struct trust_left *left,
 }
 
 /* As if nothing had been under way at the crash: bitmaps have all that was, but
- * what a destination says that it holds does not.
+ * what a destination says that it holds does not.  Nor does that know of what
+ * QEMU wrote through the sidecar, as bitmaps do.
  */
 static bool
 is_touched (const struct trust_case *c)
@@ -385,7 +386,7 @@ is_touched (const struct trust_case *c)
 
   strict.left.in_flight = false;
   v = trust_judge (&strict, why);
-  return v == TRUST_BROKEN || v == TRUST_RESIZED;
+  return v == TRUST_BROKEN || v == TRUST_RESIZED || c->found == QCOW2_FOREIGN;
 }
 
 int

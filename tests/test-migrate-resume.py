@@ -232,7 +232,18 @@ def destination_lost_all():
     print("the destination lost all")
 
 
-def destination_touched():
+def write_raw():
+    with open("dst-vda.raw", "r+b") as f:
+        f.write(b"x" * 512)
+
+
+def write_by_qemu():
+    subprocess.run(["qemu-io", "-f", "qcow2", "-c", "write -P 120 0 512",
+                    "dst-vda.raw.ferry/bitmaps.qcow2"], check=True,
+                   stdout=subprocess.DEVNULL)
+
+
+def destination_touched(write):
     """Somebody writes to the destination's disk while its daemon is down, and
     it is started twice before the source comes back."""
     m = Trip(proxy=True)
@@ -240,8 +251,7 @@ def destination_touched():
     m.proxy.cut()
     m.paused()
     m.dst.stop()
-    with open("dst-vda.raw", "r+b") as f:
-        f.write(b"x" * 512)
+    write()
     for i in range(2):
         m.dst.start()
         m.dst.stop()
@@ -249,7 +259,15 @@ def destination_touched():
     m.proxy.mend()
     m.finish()
     assert "all of it is sent again" in m.src.log_text()
-    print("the destination's disk was written to")
+    print("the destination's disk was written to: " + write.__name__)
+
+
+def destination_raw():
+    destination_touched(write_raw)
+
+
+def destination_qemu():
+    destination_touched(write_by_qemu)
 
 
 def by_hand():
@@ -532,7 +550,7 @@ def anything(seed, times):
 
 tests = [link, destination_killed, source_killed, source_stopped,
          lambda: both_killed("src"), lambda: both_killed("dst"),
-         destination_lost_all, destination_touched, by_hand,
+         destination_lost_all, destination_raw, destination_qemu, by_hand,
          cancelled_while_paused, taken, followed, wrong_host,
          mistyped, answered, offline, several]
 if len(sys.argv) > 1:
