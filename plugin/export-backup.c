@@ -43,18 +43,6 @@ backup_size (struct export *e)
 }
 
 static int
-backup_no (struct export *e UNUSED)
-{
-  return 0;
-}
-
-static int
-backup_yes (struct export *e UNUSED)
-{
-  return 1;
-}
-
-static int
 backup_is_rotational (struct export *e)
 {
   return drive_of (e)->disk->rotational;
@@ -76,12 +64,6 @@ backup_pread (struct export *e, void *buf, uint32_t count, uint64_t offset)
   if (view_pread (x->view, buf, count, offset, &err) == 0)
     return 0;
   return fail (e, "read", offset, &err);
-}
-
-static int
-backup_flush (struct export *e UNUSED)
-{
-  return 0;
 }
 
 static int
@@ -116,12 +98,9 @@ backup_close (struct export *e)
 
 static const struct export_ops backup_export_ops = {
   .size = backup_size,
-  .can_write = backup_no,
   .is_rotational = backup_is_rotational,
-  .can_extents = backup_yes,
   .description = backup_description,
   .pread = backup_pread,
-  .flush = backup_flush,
   .extents = backup_extents,
   .close = backup_close,
 };

@@ -31,18 +31,6 @@ bitmap_export_size (struct export *e)
 }
 
 static int
-bitmap_export_no (struct export *e UNUSED)
-{
-  return 0;
-}
-
-static int
-bitmap_export_yes (struct export *e UNUSED)
-{
-  return 1;
-}
-
-static int
 bitmap_export_is_rotational (struct export *e)
 {
   return ((struct bitmap_export *) e)->drive->disk->rotational;
@@ -54,12 +42,6 @@ bitmap_export_description (struct export *e)
   return nbdkit_printf_intern ("disk '%s', of which only what is dirty in a "
                                "bitmap is allocated",
                                ((struct bitmap_export *) e)->drive->name);
-}
-
-static int
-bitmap_export_flush (struct export *e UNUSED)
-{
-  return 0;
 }
 
 static int
@@ -181,12 +163,9 @@ bitmap_export_close (struct export *e)
 
 static const struct export_ops bitmap_export_ops = {
   .size = bitmap_export_size,
-  .can_write = bitmap_export_no,
   .is_rotational = bitmap_export_is_rotational,
-  .can_extents = bitmap_export_yes,
   .description = bitmap_export_description,
   .pread = bitmap_export_pread,
-  .flush = bitmap_export_flush,
   .extents = bitmap_export_extents,
   .close = bitmap_export_close,
 };

@@ -35,12 +35,6 @@ hash_size (struct export *e)
   return ((struct hash_export *) e)->hasher.nr * HASH_SIZE;
 }
 
-static int
-hash_no (struct export *e UNUSED)
-{
-  return 0;
-}
-
 static const char *
 hash_description (struct export *e)
 {
@@ -80,12 +74,6 @@ hash_pread (struct export *e, void *buf, uint32_t count, uint64_t offset)
   return 0;
 }
 
-static int
-hash_flush (struct export *e UNUSED)
-{
-  return 0;
-}
-
 static void
 hash_close (struct export *e)
 {
@@ -95,12 +83,8 @@ hash_close (struct export *e)
 
 static const struct export_ops hash_export_ops = {
   .size = hash_size,
-  .can_write = hash_no,
-  .is_rotational = hash_no,
-  .can_extents = hash_no,
   .description = hash_description,
   .pread = hash_pread,
-  .flush = hash_flush,
   .close = hash_close,
 };
 

@@ -35,18 +35,6 @@ incoming_size (struct export *e UNUSED)
   return PACKET_MAX;
 }
 
-static int
-incoming_yes (struct export *e UNUSED)
-{
-  return 1;
-}
-
-static int
-incoming_no (struct export *e UNUSED)
-{
-  return 0;
-}
-
 static const char *
 incoming_description (struct export *e)
 {
@@ -161,9 +149,6 @@ incoming_export_close (struct export *e)
 
 static const struct export_ops incoming_export_ops = {
   .size = incoming_size,
-  .can_write = incoming_yes,
-  .is_rotational = incoming_no,
-  .can_extents = incoming_no,
   .description = incoming_description,
   .pread = incoming_pread,
   .pwrite = incoming_pwrite,

@@ -25,12 +25,6 @@ self_size (struct export *e UNUSED)
   return IDENTITY_SIZE;
 }
 
-static int
-self_no (struct export *e UNUSED)
-{
-  return 0;
-}
-
 static const char *
 self_description (struct export *e UNUSED)
 {
@@ -44,12 +38,6 @@ self_pread (struct export *e, void *buf, uint32_t count, uint64_t offset)
   return 0;
 }
 
-static int
-self_flush (struct export *e UNUSED)
-{
-  return 0;
-}
-
 static void
 self_close (struct export *e)
 {
@@ -58,12 +46,8 @@ self_close (struct export *e)
 
 static const struct export_ops self_export_ops = {
   .size = self_size,
-  .can_write = self_no,
-  .is_rotational = self_no,
-  .can_extents = self_no,
   .description = self_description,
   .pread = self_pread,
-  .flush = self_flush,
   .close = self_close,
 };
 

@@ -63,23 +63,35 @@ no_such_disk (const char *name)
   return NULL;
 }
 
-/* What has hashes is named before the last "@hash/". */
-static struct export *
-open_hash (const char *name)
+/* What stands before the last 'suffix', which is in 'name': to be freed; and
+ * what follows it.  NULL, reported, if there is no memory.
+ */
+static char *
+split_last (const char *name, const char *suffix, const char **rest)
 {
-  CLEANUP_FREE char *of = strdup (name);
-  char *block = NULL;
-  const char *id;
-  struct drive *d;
+  char *of = strdup (name), *last = NULL;
 
   if (of == NULL) {
     nbdkit_error ("strdup: %m");
     return NULL;
   }
-  for (char *p = of; (p = strstr (p, "@hash/")) != NULL; p++)
-    block = p;
-  *block = '\0';
-  block += strlen ("@hash/");
+  for (char *p = of; (p = strstr (p, suffix)) != NULL; p++)
+    last = p;
+  *last = '\0';
+  *rest = last + strlen (suffix);
+  return of;
+}
+
+/* What has hashes is named before the last "@hash/". */
+static struct export *
+open_hash (const char *name)
+{
+  const char *block, *id;
+  CLEANUP_FREE char *of = split_last (name, "@hash/", &block);
+  struct drive *d;
+
+  if (of == NULL)
+    return NULL;
   d = of[0] ? house_drive (of) : house.drives[0]; /* the default export */
   if (d)
     return export_open_hash (d, block);
@@ -115,20 +127,14 @@ drive_behind (const char *name)
 static struct export *
 open_self (const char *name)
 {
-  CLEANUP_FREE char *of = strdup (name);
+  const char *rest;
+  CLEANUP_FREE char *of = split_last (name, IDENTITY_EXPORT, &rest);
   unsigned hops;
-  char *rest = NULL;
   struct drive *d;
   int n = 0;
 
-  if (of == NULL) {
-    nbdkit_error ("strdup: %m");
+  if (of == NULL)
     return NULL;
-  }
-  for (char *p = of; (p = strstr (p, IDENTITY_EXPORT)) != NULL; p++)
-    rest = p;
-  *rest = '\0';
-  rest += strlen (IDENTITY_EXPORT);
   d = drive_behind (of);
   if (d == NULL || sscanf (rest, "%1u%n", &hops, &n) != 1 || rest[n])
     return no_such_disk (name);

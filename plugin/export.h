@@ -32,6 +32,9 @@ struct export {
   const struct export_ops *ops;
 };
 
+/* What an export cannot do is NULL.  So is a question whose answer follows from
+ * that (can_write, can_extents), or is no; and flush, if there is nothing to.
+ */
 struct export_ops {
   int64_t (*size) (struct export *x);
   int (*can_write) (struct export *x);

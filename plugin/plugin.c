@@ -150,7 +150,7 @@ ferry_can_write (void *handle)
 {
   struct export *x = handle;
 
-  return x->ops->can_write (x);
+  return x->ops->can_write ? x->ops->can_write (x) : x->ops->pwrite != NULL;
 }
 
 static int
@@ -158,7 +158,7 @@ ferry_is_rotational (void *handle)
 {
   struct export *x = handle;
 
-  return x->ops->is_rotational (x);
+  return x->ops->is_rotational ? x->ops->is_rotational (x) : 0;
 }
 
 static int
@@ -166,7 +166,8 @@ ferry_can_extents (void *handle)
 {
   struct export *x = handle;
 
-  return x->ops->can_extents (x);
+  return x->ops->can_extents ? x->ops->can_extents (x)
+                             : x->ops->extents != NULL;
 }
 
 static int
@@ -252,7 +253,7 @@ ferry_flush (void *handle, uint32_t flags UNUSED)
 {
   struct export *x = handle;
 
-  return x->ops->flush (x);
+  return x->ops->flush ? x->ops->flush (x) : 0;
 }
 
 static int

@@ -336,9 +336,10 @@ fill_one (struct bitmap_action *a, struct view **v, json_t *action,
   const struct action_type *t = type_of_action (action);
   json_t *data = json_object_get (action, "data");
 
-  a->type = t->type;
-  if (t->type == BITMAP_ABORT)
+  if (t->type == BITMAP_ABORT) {
+    a->type = BITMAP_ABORT;
     return 0;
+  }
   if (t->type != BITMAP_BACKUP_BEGIN && t->type != BITMAP_BACKUP_END)
     return fill_action (a, t, data, err);
   *v = qmp_backup_action (a, t->type, data, err);
