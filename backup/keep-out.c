@@ -6,33 +6,15 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <libgen.h>
-#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
 #include <unistd.h>
 
 #include "claim.h"
 #include "cleanup.h"
+#include "journal.h"
 #include "keep-out.h"
 #include "lock.h"
-
-/* A journal (store/journal.c) is what each of them has. */
-static bool
-has_journal (const char *folder)
-{
-  CLEANUP_FREE char *path = NULL;
-  CLEANUP_CLOSE int fd = -1;
-  char magic[8];
-
-  if (asprintf (&path, "%s/journal", folder) == -1) {
-    path = NULL;
-    return false;
-  }
-  fd = open (path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
-  return fd != -1 && read (fd, magic, sizeof magic) == sizeof magic &&
-         memcmp (magic, "FERRYJNL", sizeof magic) == 0;
-}
 
 int
 keep_out_of_state (const char *path, struct error *err)
@@ -41,7 +23,7 @@ keep_out_of_state (const char *path, struct error *err)
 
   if (real == NULL)
     return error_set (err, errno, "%s: %m", path);
-  if (has_journal (dirname (real)))
+  if (journal_is_in (dirname (real)))
     return error_set (err, EINVAL, "%s is in the state directory of a disk, "
                       "of which nothing is overwritten", path);
   return 0;
@@ -57,7 +39,7 @@ refuse_disk (const char *path, struct error *err)
     state = NULL;
     return error_set (err, errno, "%s: %m", path);
   }
-  if (has_journal (state))
+  if (journal_is_in (state))
     return error_set (err, EINVAL, "%s is a disk, whose bitmaps are in %s; it "
                       "is not replaced", path, state);
   return 0;

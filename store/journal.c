@@ -123,6 +123,22 @@ parse_slot (const uint8_t *slot, uint64_t *sequence,
   return SLOT_VALID;
 }
 
+bool
+journal_is_in (const char *folder)
+{
+  CLEANUP_FREE char *path = NULL;
+  CLEANUP_CLOSE int fd = -1;
+  char magic[sizeof MAGIC - 1];
+
+  if (asprintf (&path, "%s/journal", folder) == -1) {
+    path = NULL;
+    return false;
+  }
+  fd = open (path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+  return fd != -1 && read (fd, magic, sizeof magic) == sizeof magic &&
+         memcmp (magic, MAGIC, sizeof magic) == 0;
+}
+
 /* The record that counts, from 'fd'. */
 static int
 read_record (int fd, const char *path, struct journal_record *rec,

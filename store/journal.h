@@ -97,6 +97,9 @@ const char *journal_path (const struct journal *j);
 int journal_write (struct journal *j, const struct journal_record *rec,
                    struct error *err);
 
+/* Is there a file in that folder that begins like one? */
+bool journal_is_in (const char *folder);
+
 /* Read somebody's journal without opening it for writing; the caller frees
  * the record's strings with journal_record_free.
  */
