@@ -13,8 +13,8 @@
 
 #include "backup-out.h"
 #include "cleanup.h"
+#include "identity.h"
 #include "remote.h"
-
 
 /* ---- names ---- */
 
@@ -136,9 +136,36 @@ out_prepare (struct out *o, char *path, enum out_format format, bool force,
   return o->archive ? partial_open (&o->partial, path, force, err) : 0;
 }
 
+/* A server may have the very disk that is backed up. */
+static int
+refuse_itself (const char *where, struct backup_session *s,
+               const struct backup_disk *d, struct error *err)
+{
+  const json_t *uris;
+  struct uuid there, own;
+  int r = identity_ask (where, NULL, IDENTITY_HOPS, NULL, &there, err);
+
+  if (r != 1)
+    return r;
+  uris = session_uris (s, err);
+  if (uris == NULL)
+    return -1;
+  r = 0;
+  /* An address that does not answer, who reads from there will complain of. */
+  for (size_t i = 0; r != 1 && i < json_array_size (uris); i++) {
+    const char *uri = json_string_value (json_array_get (uris, i));
+
+    if (uri)
+      r = identity_ask (uri, d->node, IDENTITY_HOPS, NULL, &own, err);
+  }
+  return r == 1 && uuid_equal (&there, &own)
+           ? error_set (err, EINVAL, "%s: is the disk itself", where) : 0;
+}
+
 int
-out_begin (struct out *o, const struct backup_disk *d, bool force,
-           unsigned connections, struct error *err)
+out_begin (struct out *o, struct backup_session *s,
+           const struct backup_disk *d, bool force, unsigned connections,
+           struct error *err)
 {
   struct target_options opt = {
     .where = o->path,
@@ -148,6 +175,9 @@ out_begin (struct out *o, const struct backup_disk *d, bool force,
     .overwrite = force,
   };
 
+  if (!o->archive && remote_is_uri (o->path) &&
+      refuse_itself (o->path, s, d, err) == -1)
+    return -1;
   if (!o->archive)
     return target_open (&o->target, &opt, err);
   o->writer = archive_writer_open (o->partial.fd, o->path, &d->head, err);

@@ -35,8 +35,9 @@ int out_prepare (struct out *o, char *path, enum out_format format,
                  bool force, struct error *err);
 
 /* Once the backup has begun: the archive's head, or the target. */
-int out_begin (struct out *o, const struct backup_disk *d, bool force,
-               unsigned connections, struct error *err);
+int out_begin (struct out *o, struct backup_session *s,
+               const struct backup_disk *d, bool force, unsigned connections,
+               struct error *err);
 
 /* Make it durable, and give it its name. */
 int out_commit (struct out *o, struct error *err);

@@ -271,17 +271,23 @@ session_begin (struct backup_session *s, struct error *err)
   return -1;
 }
 
-json_t *
+const json_t *
 session_uris (struct backup_session *s, struct error *err)
 {
-  json_auto_t *answer = control_command (s->control, "x-ferry-query-exports",
-                                         json_object (), err);
-  json_t *uris = json_object_get (answer, "uris");
+  json_auto_t *answer = NULL;
+  json_t *uris;
 
+  if (s->uris == NULL && s->opt->uri)
+    s->uris = json_pack ("[s]", s->opt->uri);
+  if (s->uris)
+    return s->uris;
+  answer = control_command (s->control, "x-ferry-query-exports",
+                            json_object (), err);
   if (answer == NULL)
     return NULL;
+  uris = json_object_get (answer, "uris");
   if (json_array_size (uris) > 0)
-    return json_incref (uris);
+    return s->uris = json_incref (uris);
   error_set (err, ENOENT, "the daemon does not say where it listens; say it "
              "with --uri");
   return NULL;
@@ -461,5 +467,6 @@ session_free (struct backup_session *s)
     archive_head_free (&s->disks[i].head);
   }
   free (s->disks);
+  json_decref (s->uris);
   *s = (struct backup_session){ 0 };
 }

@@ -24,6 +24,7 @@ struct backup_options {
   bool has_scratch_limit;
   uint64_t scratch_limit;
   const char *on_limit;      /* or NULL */
+  const char *uri;           /* where the daemon is reached; NULL: it says so */
 };
 
 struct backup_disk {
@@ -46,6 +47,7 @@ struct backup_session {
   struct backup_disk *disks;
   size_t nr;
   bool begun;                /* and not ended */
+  json_t *uris;              /* session_uris; NULL: not asked yet */
 };
 
 /* Find the disks (those named; nr 0: the only one there is), and whether it
@@ -58,10 +60,10 @@ int session_choose (struct backup_session *s, struct control *control,
 /* Begin; on error nothing has changed in the daemon. */
 int session_begin (struct backup_session *s, struct error *err);
 
-/* Where the daemon can be reached: an array of strings, for the caller to
- * drop; NULL on error.
+/* Where the daemon can be reached: an array of strings, owned by 's'; NULL on
+ * error.
  */
-json_t *session_uris (struct backup_session *s, struct error *err);
+const json_t *session_uris (struct backup_session *s, struct error *err);
 
 /* Read that disk without the daemon: both descriptors of backup/direct.h, or
  * NULL if that cannot be (a daemon elsewhere, or an old one, or its disk is no

@@ -32,9 +32,7 @@
 #include "command.h"
 #include "copy.h"
 #include "copying.h"
-#include "identity.h"
 #include "output.h"
-#include "remote.h"
 #include "size.h"
 
 #define MAX_NODES 256
@@ -48,7 +46,6 @@ struct backup_values {
   struct pack_compression compression;
   bool has_compression;
   uint64_t connections;  /* 0: not given */
-  const char *uri;       /* or NULL */
   bool force, json;
 };
 
@@ -58,7 +55,6 @@ struct backup {
   struct backup_session session;
   struct out *outs;      /* one for each disk of the session */
   size_t nr_outs;        /* that are prepared */
-  json_t *uris;          /* of the daemon; NULL: not asked yet */
   struct copying progress;
   uint64_t began;
 };
@@ -181,7 +177,7 @@ backup_option (const struct command *cmd, int c, const char *arg,
       return usage_error (cmd, "--on-limit: '%s' is not slow or fail", arg);
     v->opt.on_limit = arg;
     break;
-  case OPT_URI: v->uri = arg; break;
+  case OPT_URI: v->opt.uri = arg; break;
   case OPT_FORCE: v->force = true; break;
   case OPT_JSON: v->json = true; break;
   default: return number_option (cmd, c, arg, v);
@@ -232,57 +228,21 @@ op_tick (void *opaque)
 
 static const struct copying_ops ops = { op_wait, op_done, op_stop, op_tick };
 
-/* Where the daemon listens; 0 or -1. */
-static int
-find_addresses (struct backup *b, struct error *err)
-{
-  if (b->uris == NULL)
-    b->uris = b->v->uri ? json_pack ("[s]", b->v->uri)
-                        : session_uris (&b->session, err);
-  return b->uris ? 0 : -1;
-}
-
-/* A server may have the very disk that is backed up. */
-static int
-refuse_itself (struct backup *b, const struct backup_disk *d,
-               const struct out *o, struct error *err)
-{
-  struct uuid there, own;
-  int r;
-
-  if (o->archive || !remote_is_uri (o->path))
-    return 0;
-  r = identity_ask (o->path, NULL, IDENTITY_HOPS, NULL, &there, err);
-  if (r != 1)
-    return r;
-  if (find_addresses (b, err) == -1)
-    return -1;
-  r = 0;
-  /* An address that does not answer, who reads from there will complain of. */
-  for (size_t i = 0; r != 1 && i < json_array_size (b->uris); i++) {
-    const char *uri = json_string_value (json_array_get (b->uris, i));
-
-    if (uri)
-      r = identity_ask (uri, d->node, IDENTITY_HOPS, NULL, &own, err);
-  }
-  return r == 1 && uuid_equal (&there, &own)
-           ? error_set (err, EINVAL, "%s: is the disk itself", o->path) : 0;
-}
-
 /* The first address of the daemon that works. */
 static struct copy *
 start_copy (struct backup *b, struct copy_options *opt, struct error *err)
 {
+  const json_t *uris = session_uris (&b->session, err);
   struct copy *c = NULL;
 
-  if (find_addresses (b, err) == -1)
+  if (uris == NULL)
     return NULL;
-  for (size_t i = 0; c == NULL && i < json_array_size (b->uris); i++) {
-    opt->uri = json_string_value (json_array_get (b->uris, i));
+  for (size_t i = 0; c == NULL && i < json_array_size (uris); i++) {
+    opt->uri = json_string_value (json_array_get (uris, i));
     if (opt->uri)
       c = copy_start (opt, err);
   }
-  if (c == NULL && b->v->uri == NULL)
+  if (c == NULL && b->v->opt.uri == NULL)
     error_prefix (err, "cannot read the backup from the daemon");
   return c;
 }
@@ -351,7 +311,7 @@ copy_disk (struct backup *b, struct backup_disk *d, struct out *o,
   if (b->v->has_compression)
     opt.compression = b->v->compression;
   /* Who says where to read from wants it to be read from there. */
-  if (b->v->uri == NULL)
+  if (b->v->opt.uri == NULL)
     opt.direct = session_direct (&b->session, d);
   opt.connections = connections (b, o, opt.direct);
   u.copy = start_copy (b, &opt, err);
@@ -416,8 +376,7 @@ copy_all (struct backup *b, struct error *err)
   struct backup_session *s = &b->session;
 
   for (size_t i = 0; i < s->nr; i++)
-    if (refuse_itself (b, &s->disks[i], &b->outs[i], err) == -1 ||
-        out_begin (&b->outs[i], &s->disks[i], b->v->force,
+    if (out_begin (&b->outs[i], s, &s->disks[i], b->v->force,
                    b->v->connections ? b->v->connections : CONNECTIONS,
                    err) == -1 ||
         overwrite (b, &s->disks[i], &b->outs[i], err) == -1 ||
@@ -572,7 +531,6 @@ backup_run (const struct command *cmd, char **args, void *values)
     out_close (&b.outs[i]);
   free (b.outs);
   session_free (&b.session);
-  json_decref (b.uris);
   control_close (b.control);
   output_finish (); /* a backup is one, wherever the lines about it went */
   return status;
