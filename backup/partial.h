@@ -25,8 +25,8 @@ struct partial {
 
 /* "-" is standard output.  Refuses what exists already unless 'replace', what
  * is in use as a disk even then (keep-out.h), and what another process is
- * writing.  What a process that was killed has left
- * in PATH.partial is lost.  On error '*p' can be dropped, too.
+ * writing.  What a process that was killed has left in PATH.partial is lost.
+ * On error '*p' can be dropped, too.
  */
 int partial_open (struct partial *p, const char *path, bool replace,
                   struct error *err);

@@ -26,10 +26,10 @@ struct target {
 };
 
 /* A file that does not exist is made under the name PATH.partial.  One that
- * exists is refused unless 'in_place', or 'overwrite', which empties it later.  A
- * device or server may be larger than 'size'; without 'in_place' it is refused
- * if something that is known lies on it, unless 'overwrite'.  On error there
- * is nothing to close.
+ * exists is refused unless 'in_place', or 'overwrite', which empties it later.
+ * A device or server may be larger than 'size'; without 'in_place' it is
+ * refused if anything is found on it, unless 'overwrite'.  On error there is
+ * nothing to close.
  */
 int target_open (struct target *t, const struct target_options *opt,
                  struct error *err);

@@ -112,14 +112,13 @@ void
 bitmap_restore_block (struct bitmap *bm, uint64_t block,
                       const uint64_t words[64])
 {
-  const uint64_t nr_words = (bm->nr_bits + 63) / 64;
+  const struct level *lv = &bm->levels[0];
   uint64_t valid[64], mask = 0;
 
-  if (block >= (nr_words + 63) / 64)
+  if (block > lv->nr / WORD_BITS) /* it may be anything */
     return;
-  for (unsigned j = 0; j < 64 && block * 64 + j < nr_words; j++) {
-    valid[j] = words[j] & le64toh (full_word (&bm->levels[0],
-                                              block * 64 + j));
+  for (unsigned j = 0; j < 64 && block * WORD_BITS + j < lv->nr; j++) {
+    valid[j] = words[j] & le64toh (full_word (lv, block * WORD_BITS + j));
     if (valid[j])
       mask |= UINT64_C (1) << j;
   }

@@ -20,10 +20,10 @@
  *
  * A packet for which somebody waits (a mirrored write) is urgent: it goes
  * before the others, but not two of them before one of those (which is filled
- * for that), so that the others get on as well, whatever comes.  Where round trips are short and
- * nothing limits the bandwidth it has a lane of its own while writes are
- * mirrored: the last channel, which alone does not give way to clients.  (On a
- * long link one packet at a time would be too few.)
+ * for that), so that the others get on as well, whatever comes.  Where round
+ * trips are short and nothing limits the bandwidth it has a lane of its own
+ * while writes are mirrored: the last channel, which alone does not give way to
+ * clients.  (On a long link one packet at a time would be too few.)
  *
  * How much a producer should put into a packet depends on the limit of the
  * bandwidth (pacer.h) and on the link: one packet is under way on each
