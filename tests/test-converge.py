@@ -49,7 +49,9 @@ def converges(mode):
           "of it %d ms for its turn" % (
               mode, info["total-time"], info["disk"]["dirty-sync-count"],
               info["x-ferry"]["hold-us"], slowest * 1e3, slowed / 1e3))
-    assert slowed > 0 and slowest < 20, (slowed, slowest)
+    # Who waits for the link with each write may be slow enough by that.
+    assert slowed > 0 or mode == "write-blocking", info
+    assert slowest < 20, slowest
 
 
 converges("background")
