@@ -149,41 +149,70 @@ qcow2_is_our_header (const struct qcow2 *q)
     && memcmp (have, want, len) == 0;
 }
 
-/* The L2 tables: the disk's clusters at their own offsets. */
-static int
-write_l2 (struct qcow2 *q)
+/* Does something with 'len' bytes that belong at 'offset' of q's file; false
+ * ends the walk.
+ */
+typedef bool table_function (struct qcow2 *q, const void *table, size_t len,
+                             uint64_t offset);
+
+/* The tables that do not depend on the bitmaps: the refcount table, and the
+ * L1 and L2 tables, by which the disk's clusters are at their own offsets.
+ */
+static bool
+for_each_table (struct qcow2 *q, table_function *fn)
 {
-  CLEANUP_FREE uint64_t *buf = malloc (OUR_CLUSTER);
+  CLEANUP_FREE uint64_t *buf = calloc (1, OUR_CLUSTER);
   const uint64_t clusters = qcow2_div_up (q->size, OUR_CLUSTER);
   const uint64_t per_table = OUR_CLUSTER / 8;
 
   if (buf == NULL)
-    return -1;
+    return false;
+  buf[0] = htobe64 (OUR_REFBLOCK * OUR_CLUSTER);
+  if (!fn (q, buf, 8, OUR_REFTABLE * OUR_CLUSTER))
+    return false;
   for (uint64_t c = 0; c < clusters; c += per_table) {
     uint64_t n = clusters - c < per_table ? clusters - c : per_table;
 
     for (uint64_t i = 0; i < n; ++i)
       buf[i] = htobe64 ((c + i) << OUR_CLUSTER_BITS | QCOW2_OFLAG_COPIED);
-    if (full_pwrite (q->fd, buf, n * 8,
-                      (OUR_L2 + c / per_table) << OUR_CLUSTER_BITS) == -1)
-      return -1;
+    if (!fn (q, buf, n * 8, (OUR_L2 + c / per_table) << OUR_CLUSTER_BITS))
+      return false;
   }
   for (uint64_t i = 0; i < q->nr_l2; ++i)
     buf[i] = htobe64 ((OUR_L2 + i) << OUR_CLUSTER_BITS | QCOW2_OFLAG_COPIED);
-  return full_pwrite (q->fd, buf, q->nr_l2 * 8, OUR_L1 * OUR_CLUSTER);
+  return fn (q, buf, q->nr_l2 * 8, OUR_L1 * OUR_CLUSTER);
+}
+
+static bool
+write_table (struct qcow2 *q, const void *table, size_t len, uint64_t offset)
+{
+  return full_pwrite (q->fd, table, len, offset) == 0;
+}
+
+static bool
+is_table (struct qcow2 *q, const void *table, size_t len, uint64_t offset)
+{
+  CLEANUP_FREE void *have = malloc (len);
+
+  return have && qcow2_pread (q->fd, have, len, offset) == 0
+    && memcmp (have, table, len) == 0;
+}
+
+bool
+qcow2_are_our_tables (struct qcow2 *q)
+{
+  return for_each_table (q, is_table);
 }
 
 int
 qcow2_create_layout (struct qcow2 *q, struct error *err)
 {
   CLEANUP_FREE uint8_t *header = encode_header (q);
-  uint64_t refblock = htobe64 (OUR_REFBLOCK * OUR_CLUSTER);
 
   if (header == NULL)
     return error_set (err, ENOMEM, "%s: %m", q->path);
   if (ftruncate (q->fd, our_first_free (q->nr_l2) << OUR_CLUSTER_BITS) == -1
-      || full_pwrite (q->fd, &refblock, 8, OUR_REFTABLE * OUR_CLUSTER) == -1
-      || write_l2 (q) == -1
+      || !for_each_table (q, write_table)
       || full_pwrite (q->fd, header, header_length (q), 0) == -1)
     return error_set (err, errno, "%s: cannot write the sidecar of a disk of "
                       "%" PRIu64 " bytes: %m", q->path, q->size);

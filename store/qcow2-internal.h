@@ -200,6 +200,9 @@ int qcow2_create_layout (struct qcow2 *q, struct error *err);
  */
 bool qcow2_is_our_header (const struct qcow2 *q);
 
+/* And the refcount table, L1 and L2 tables?  Reads 4 MiB for a TiB of disk. */
+bool qcow2_are_our_tables (struct qcow2 *q);
+
 /* Bring all bitmaps of the file 'fd' into the new and empty 'q', and write
  * the directory.  '*in_use': some were, and are as good as they were.
  */
