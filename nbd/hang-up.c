@@ -17,8 +17,8 @@
 #include "client-impl.h"
 #include "clock.h"
 
-#define IDLE_MS  50
-#define LONGEST (500 * NS_PER_MS)
+#define IDLE_MS  200
+#define LONGEST  (500 * NS_PER_MS)
 
 void
 client_hang_up (int fd)

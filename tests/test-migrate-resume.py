@@ -363,9 +363,10 @@ def followed():
             m.pair.stop()
         else:
             m.proxy.mend()
-            m.finish()
-            output = p.communicate(timeout=20)[0]
+            m.fast()
+            output = p.communicate(timeout=TIMEOUT)[0]
             assert p.returncode == 0, (p.returncode, output)
+            m.finish()
             assert "goes on" in output, output
         assert "paused: " in output and "trying again" in output, output
     print("followed through a pause, and cancelled in one")
