@@ -417,7 +417,8 @@ drive_load (struct drive *d, bool created, bool *news, struct error *err)
   d->trust = trust_open (path, boot, &c.left, err);
   if (d->trust == NULL)
     return -1;
-  d->store = qcow2_open (d->sidecar, d->data_file, d->size, &l.found, err);
+  d->store = qcow2_open (d->sidecar, d->data_file, d->size,
+                         trust_sidecar_is_as_closed (&c), &l.found, err);
   if (d->store == NULL)
     return -1;
   qcow2_report_lost (d->store, &d->store_failed);

@@ -11,9 +11,9 @@
  *
  * Bit 63 of the autoclear features is set in every header that we write, and
  * every other program that opens the file for writing must clear it: as long
- * as it stands, the places of the bits are as we left them.  (The tables are
- * compared all the same, 3 ms for a TiB of disk: somebody may have changed
- * them by hand, or a medium, and QEMU would then see another disk.)
+ * as it stands, the places of the bits are as we left them.  The tables are
+ * compared all the same unless the file's time says that nobody wrote to it:
+ * somebody may have changed them by hand, and QEMU would see another disk.
  *
  * The bits are durable by fsync of the file, which includes the mapped pages
  * on Linux.  Nothing is kept in memory that the file does not have, except
@@ -222,7 +222,8 @@ load_directory (struct qcow2 *q, const struct qcow2_image *img,
  * written.
  */
 static int
-attach (struct qcow2 *q, const struct qcow2_image *img, struct error *err)
+attach (struct qcow2 *q, const struct qcow2_image *img, bool as_closed,
+        struct error *err)
 {
   struct qcow2_dirent *d = NULL;
   size_t nr, nr_empty = 0;
@@ -234,7 +235,7 @@ attach (struct qcow2 *q, const struct qcow2_image *img, struct error *err)
   r = 0;
   if (!qcow2_is_our_header (q)
       || !image_has (img, 0, our_first_free (q->nr_l2) << OUR_CLUSTER_BITS)
-      || !qcow2_are_our_tables (q))
+      || !(as_closed || qcow2_are_our_tables (q)))
     goto out;
   q->entries = calloc (nr + 1, sizeof *q->entries);
   if (q->entries == NULL) {
@@ -361,7 +362,7 @@ what_to_do (struct error *err)
 /* The file 'fd', locked (taken over). */
 static struct qcow2 *
 open_existing (int fd, const char *path, const char *data_file, uint64_t size,
-               enum qcow2_found *found, struct error *err)
+               bool as_closed, enum qcow2_found *found, struct error *err)
 {
   struct qcow2 *q = NULL, *newq;
   struct qcow2_image img = { .data_file = NULL };
@@ -387,7 +388,7 @@ open_existing (int fd, const char *path, const char *data_file, uint64_t size,
     }
   }
 
-  r = ours ? attach (q, &img, err) : 0;
+  r = ours ? attach (q, &img, as_closed, err) : 0;
   if (r == -1) {
     what_to_do (err);
     goto failed;
@@ -422,7 +423,7 @@ open_existing (int fd, const char *path, const char *data_file, uint64_t size,
 
 struct qcow2 *
 qcow2_open (const char *path, const char *data_file, uint64_t size,
-            enum qcow2_found *found, struct error *err)
+            bool as_closed, enum qcow2_found *found, struct error *err)
 {
   struct error e;
   int fd;
@@ -431,7 +432,7 @@ qcow2_open (const char *path, const char *data_file, uint64_t size,
     return NULL;
   fd = open_locked (path, 0, &e);
   if (fd >= 0)
-    return open_existing (fd, path, data_file, size, found, err);
+    return open_existing (fd, path, data_file, size, as_closed, found, err);
   if (e.errnum != ENOENT) {
     error_set (err, e.errnum, "%s", e.msg);
     return NULL;

@@ -50,10 +50,13 @@ enum qcow2_found {
  * bytes.  Another layout is rebuilt beside it and renamed into place.  Every
  * bitmap is marked in_use, durably, before this returns.  The file is locked
  * as QEMU would lock it.  On error NULL, and the file is as it was.
+ *
+ * 'as_closed': the file's time is that of our last close, and its tables need
+ * not be compared (4 MiB for a TiB of disk).
  */
 struct qcow2 *qcow2_open (const char *path, const char *data_file,
-                          uint64_t size, enum qcow2_found *found,
-                          struct error *err);
+                          uint64_t size, bool as_closed,
+                          enum qcow2_found *found, struct error *err);
 
 /* If somebody else (QEMU) has had the sidecar open for writing since we had:
  * a descriptor of it, the size that the disk has there, and that of a cluster

@@ -314,6 +314,16 @@ judge_resized (const struct trust_case *c, char *why)
 }
 
 bool
+trust_sidecar_is_as_closed (const struct trust_case *c)
+{
+  const struct journal_trust *t = &c->was->trust;
+
+  return c->was->clean && t->known && c->sidecar_exists &&
+         c->sidecar.mtime == t->sidecar_mtime &&
+         c->sidecar.size == t->sidecar_size;
+}
+
+bool
 trust_sidecar_is_later (int64_t disk, int64_t sidecar)
 {
   /* Some file systems know whole seconds only. */

@@ -141,6 +141,9 @@ struct trust_case {
 int trust_look (struct trust_case *c, struct disk *disk, const char *sidecar,
                 struct error *err);
 
+/* Is the sidecar, by its time and size, as it was when we closed it? */
+bool trust_sidecar_is_as_closed (const struct trust_case *c);
+
 /* Was the sidecar, by these mtimes, written after the disk, as QEMU does it?
  * Also if its time is less exact.
  */

@@ -105,12 +105,12 @@ open_it (const uint8_t *data, size_t size)
       abort ();
   }
   close (fd);
-  q = qcow2_open (path, "/disk.raw", SIZE, &what, &err);
+  q = qcow2_open (path, "/disk.raw", SIZE, false, &what, &err);
   if (q == NULL)
     return;
   if (qcow2_close (q, &err) == -1)
     abort ();
-  q = qcow2_open (path, "/disk.raw", SIZE, &what, &err);
+  q = qcow2_open (path, "/disk.raw", SIZE, false, &what, &err);
   if (q == NULL || what != QCOW2_CLEAN)
     abort ();
   qcow2_abandon (q);

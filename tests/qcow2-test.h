@@ -144,7 +144,7 @@ static inline struct qcow2 *
 open_ok (uint64_t size, enum qcow2_found want)
 {
   enum qcow2_found found;
-  struct qcow2 *q = qcow2_open (sidecar, disk, size, &found, &err);
+  struct qcow2 *q = qcow2_open (sidecar, disk, size, false, &found, &err);
 
   if (q == NULL)
     print_error ("%s\n", err.msg);

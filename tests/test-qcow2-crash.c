@@ -58,7 +58,7 @@ child (struct model *m)
   enum qcow2_found found;
   const struct qcow2_entry *f;
   struct qcow2_bits *gone;
-  struct qcow2 *q = qcow2_open (sidecar, disk, KILL_SIZE, &found, &err);
+  struct qcow2 *q = qcow2_open (sidecar, disk, KILL_SIZE, false, &found, &err);
   size_t nr;
 
   if (q == NULL)
@@ -134,7 +134,7 @@ static void
 compare_with_model (struct model *m)
 {
   enum qcow2_found found;
-  struct qcow2 *q = qcow2_open (sidecar, disk, KILL_SIZE, &found, &err);
+  struct qcow2 *q = qcow2_open (sidecar, disk, KILL_SIZE, false, &found, &err);
   const struct qcow2_entry *e;
   size_t nr;
 
@@ -252,7 +252,7 @@ open_after_crash (const char *before, const char *after, unsigned *checks)
       fail_msg ("%s", out);
     free (out);
   }
-  q = qcow2_open (sidecar, disk, 64 * MIB, &found, &err);
+  q = qcow2_open (sidecar, disk, 64 * MIB, false, &found, &err);
   if (q == NULL)
     fail_msg ("%s", err.msg);
   assert_true (found == QCOW2_CLEAN || found == QCOW2_UNCLEAN);

@@ -76,7 +76,7 @@ test_failed_sync (void **state)
     check_clean ();
   }
   fail_syncs = 2;
-  assert_null (qcow2_open (sidecar, disk, MIB, &found, &err));
+  assert_null (qcow2_open (sidecar, disk, MIB, false, &found, &err));
   close_ok (open_ok (MIB, QCOW2_CLEAN));
 }
 

@@ -252,7 +252,7 @@ refuse (const char *words)
   struct stat before, after;
 
   assert_int_equal (stat (sidecar, &before), 0);
-  assert_null (qcow2_open (sidecar, disk, MIB, &found, &err));
+  assert_null (qcow2_open (sidecar, disk, MIB, false, &found, &err));
   if (strstr (err.msg, words) == NULL)
     fail_msg ("\"%s\" is not in: %s", words, err.msg);
   assert_non_null (strstr (err.msg, sidecar));

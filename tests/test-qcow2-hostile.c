@@ -24,7 +24,7 @@ static bool
 try_hostile (uint64_t size, const uint8_t *patched, size_t len)
 {
   enum qcow2_found found;
-  struct qcow2 *q = qcow2_open (sidecar, disk, size, &found, &err);
+  struct qcow2 *q = qcow2_open (sidecar, disk, size, false, &found, &err);
   size_t nr;
 
   if (q == NULL) {

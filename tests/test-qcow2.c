@@ -205,9 +205,9 @@ test_limits (void **state)
   close_ok (q);
   unlink (sidecar);
 
-  assert_null (qcow2_open (sidecar, disk, 1000, &(enum qcow2_found) { 0 },
-                           &err));
-  assert_null (qcow2_open (sidecar, disk, INT64_MAX - 511,
+  assert_null (qcow2_open (sidecar, disk, 1000, false,
+                           &(enum qcow2_found) { 0 }, &err));
+  assert_null (qcow2_open (sidecar, disk, INT64_MAX - 511, false,
                            &(enum qcow2_found) { 0 }, &err));
   assert_int_equal (access (sidecar, F_OK), -1);
 }
@@ -446,7 +446,7 @@ test_resize_unclean (void **state)
   snprintf (other, sizeof other, "%s.moved", disk);
   make_disk (GIB + 512);
   assert_int_equal (rename (disk, other), 0);
-  q = qcow2_open (sidecar, other, GIB + 512, &found, &err);
+  q = qcow2_open (sidecar, other, GIB + 512, false, &found, &err);
   assert_non_null (q);
   assert_int_equal (found, QCOW2_CLEAN);
   close_ok (q);
@@ -487,7 +487,7 @@ test_in_use (void **state)
   unlink (sidecar);
   make_disk (MIB);
   q = open_ok (MIB, QCOW2_CREATED);
-  assert_null (qcow2_open (sidecar, disk, MIB, &found, &err));
+  assert_null (qcow2_open (sidecar, disk, MIB, false, &found, &err));
   assert_int_equal (err.errnum, EAGAIN);
   out = run (&status, "qemu-io", "-f", "qcow2", "-c", "write 0 512", sidecar,
              NULL);
@@ -503,7 +503,7 @@ test_in_use (void **state)
 
   /* The lock is on the new file after a rebuild, too. */
   q = open_ok (2 * MIB, QCOW2_CLEAN);
-  assert_null (qcow2_open (sidecar, disk, 2 * MIB, &found, &err));
+  assert_null (qcow2_open (sidecar, disk, 2 * MIB, false, &found, &err));
   assert_int_equal (err.errnum, EAGAIN);
   close_ok (q);
 }

@@ -350,6 +350,21 @@ def test_written_after_qemu():
     s.stop()
 
 
+def test_patched():
+    """Somebody changes the sidecar as QEMU never would: bit 63 stays, and the
+    third cluster of the disk is zeros to whoever reads through it."""
+    s = Stage()
+    s.write(4 * MIB, 512)
+    s.stop()
+    with open(SIDECAR, "r+b") as f:
+        f.seek(8 * MIB + 2 * 8)         # docs/sidecar.md
+        f.write((1).to_bytes(8, "big"))
+    s.start().given_up({"a", "fine"}, "and not of .*, when it was closed$")
+    s.stop()
+    assert s.model.data[4 * MIB:4 * MIB + 512] != bytes(512)
+    run("qemu-img", "compare", "-f", "raw", "-F", "qcow2", DISK, SIDECAR)
+
+
 def test_bypassed():
     """QEMU with the raw disk, and not the sidecar."""
     s = Stage().stop()
@@ -362,6 +377,7 @@ random.seed(3)
 for test in (test_locks, test_reading, test_qemu_io, test_load,
              test_bitmap_commands, test_grown, test_killed_opening,
              test_after_our_crash, test_opened_only, test_qemu_crash,
-             test_written_after_qemu, test_bypassed):
+             test_written_after_qemu, test_patched,
+             test_bypassed):
     print("== %s" % test.__name__, flush=True)
     test()

@@ -359,7 +359,7 @@ test_sidecar (void **state)
 
   our_handler ();
   make_disk (UINT64_C (1) << 30); /* 256 KiB of bits */
-  q = qcow2_open (sidecar, disk, UINT64_C (1) << 30, &found, &err);
+  q = qcow2_open (sidecar, disk, UINT64_C (1) << 30, false, &found, &err);
   assert_non_null (q);
   entry.bits = qcow2_alloc (q, 9, &err);
   assert_non_null (entry.bits);
@@ -382,7 +382,7 @@ test_sidecar (void **state)
   assert_int_equal (qcow2_close (q, &err), -1);
   assert_non_null (strstr (err.msg, "left marked in use"));
   /* It is found to be broken, and is left alone. */
-  q = qcow2_open (sidecar, disk, UINT64_C (1) << 30, &found, &err);
+  q = qcow2_open (sidecar, disk, UINT64_C (1) << 30, false, &found, &err);
   assert_null (q);
   assert_non_null (strstr (err.msg, "without bitmaps"));
   unlink (sidecar);
