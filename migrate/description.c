@@ -85,6 +85,13 @@ has_strings (json_t *o, const char *a, const char *b)
          json_is_string (json_object_get (o, b));
 }
 
+/* A parameter's is one again after a restart, the other is not. */
+static const char *
+mapping_key (const struct migrate_params *p)
+{
+  return p->own_mapping ? "x-ferry-mapping" : "block-bitmap-mapping";
+}
+
 /* Its members' types, and then what a client's mapping is asked for. */
 static int
 get_mapping (json_t *mapping, struct migrate_params *p, struct error *err)
@@ -138,7 +145,8 @@ get_params (json_t *o, struct migrate_params *p, struct error *err)
   p->zlib_level = zlib;
   p->zstd_level = zstd;
   p->overwrite = json_is_true (json_object_get (o, "x-ferry-overwrite"));
-  return get_mapping (json_object_get (o, "block-bitmap-mapping"), p, err);
+  p->own_mapping = json_object_get (o, "x-ferry-mapping") != NULL;
+  return get_mapping (json_object_get (o, mapping_key (p)), p, err);
 }
 
 static int
@@ -291,7 +299,7 @@ params_json (const struct migrate_params *p)
                  "copy-mode", migrate_copy_mode_name (p->copy_mode),
                  "x-ferry-overwrite", p->overwrite);
   if (p->mapping)
-    json_object_set (o, "block-bitmap-mapping", p->mapping);
+    json_object_set (o, mapping_key (p), p->mapping);
   return o;
 }
 

@@ -50,6 +50,7 @@ struct migrate_params {
   bool overwrite;          /* the destination's disks, whatever they hold */
   json_t *mapping;         /* block-bitmap-mapping (mapping.h), or NULL; of a
                               migration only what its start is given */
+  bool own_mapping;        /* it is of one migration alone */
   bool no_resume;          /* what could be overcome ends it all the same */
 };
 

@@ -264,12 +264,11 @@ rearm (struct outgoing *o)
 enum next { NEXT_WAIT, NEXT_TRY, NEXT_END };
 
 static enum next
-what_next (struct outgoing *o, const struct error *why)
+what_next (struct outgoing *o)
 {
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&o->lock);
 
-  if (o->cancelled || o->let_go || !o->tracked || o->lasting ||
-      (o->params.no_resume && !o->pause_asked && why))
+  if (o->cancelled || o->let_go || !o->tracked || o->lasting)
     return NEXT_END;
   if (!o->recover_asked)
     return NEXT_WAIT;
@@ -357,7 +356,7 @@ outgoing_pause (struct outgoing *o, const struct error *why)
   enum next next;
 
   rearm (o);
-  next = what_next (o, why);
+  next = what_next (o);
   if (next == NEXT_END || stop_wait (&o->quit, 0))
     return false;
   for (size_t i = 0; i < o->nr; i++)
@@ -377,7 +376,7 @@ outgoing_pause (struct outgoing *o, const struct error *why)
       break;
     if (stop_wait (&o->cancel, by_hand ? 3600 * NS_PER_S : until - now))
       rearm (o);
-    next = what_next (o, NULL);
+    next = what_next (o);
     if (stop_wait (&o->quit, 0))
       next = NEXT_END;
   }
@@ -466,6 +465,11 @@ may_pause (struct outgoing *o, struct error *err)
 {
   if (!o->ended_ns && !o->let_go && !o->cancelled && o->tracked)
     return 0;
+  if (!o->ended_ns && o->params.no_resume)
+    return error_set (err, EINVAL, "this migration was started with "
+                      "x-ferry-resume=false (--no-resume), and nothing is kept "
+                      "from which a paused one could go on; cancel it and "
+                      "start anew");
   return error_set (err, EINVAL, "migrate-pause is currently only supported "
                     "while data is sent, and until the disk is handed over");
 }

@@ -169,6 +169,10 @@ restore_from (struct drive *const *drives, size_t nr, struct drive *first,
   }
   *params = d->params;
   params->blobs = NULL;
+  params->overwrite = false;
+  if (params->own_mapping)
+    params->mapping = NULL;
+  params->own_mapping = false;
   json_incref (params->mapping);
   log_message ("a migration to %s was under way; it goes on%s", d->uri,
                d->paused ? " when it is told to (migrate-recover)" : "");

@@ -353,8 +353,10 @@ run_migrate (json_t *args, struct error *err)
 
   params.overwrite =
     json_is_true (json_object_get (args, "x-ferry-overwrite"));
-  if (json_object_get (args, "x-ferry-mapping"))
+  if (json_object_get (args, "x-ferry-mapping")) {
     params.mapping = json_object_get (args, "x-ferry-mapping");
+    params.own_mapping = true;
+  }
   params.blobs = attached_files (args, err);
   if (params.blobs == NULL)
     return NULL;

@@ -507,9 +507,10 @@ activity_flag (struct activity *a, unsigned set, unsigned drop, bool durable,
                struct error *err)
 {
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&a->lock);
-  const unsigned flags = (a->flags & ~drop) | set;
+  unsigned flags;
 
   wait_for_writer (a);
+  flags = (a->flags & ~drop) | set; /* others may have changed them */
   if (flags == a->flags && !a->header_dirty &&
       !(durable && a->header_unsynced))
     return 0;
