@@ -154,6 +154,7 @@ drive_alloc (const struct drive_options *opt, struct error *err)
   throttle_init (&d->throttle);
   pthread_mutex_init (&d->control, NULL);
   pthread_mutex_init (&d->list, NULL);
+  pthread_mutex_init (&d->flush, NULL);
   d->durability = opt->durability;
   d->name = strdup (opt->name);
   d->path = strdup (opt->path);
@@ -357,6 +358,7 @@ drive_free (struct drive *d)
   free (d->store_reason);
   pthread_mutex_destroy (&d->control);
   pthread_mutex_destroy (&d->list);
+  pthread_mutex_destroy (&d->flush);
   gate_destroy (&d->writes);
   gate_destroy (&d->reads);
   throttle_destroy (&d->throttle);

@@ -133,6 +133,9 @@ struct drive {
   atomic_bool store_failed;
   _Atomic (char *) store_reason; /* why; set once, after store_failed */
   atomic_bool arming_failed;     /* the last try to write the activity log */
+  pthread_mutex_t flush;         /* of a migration that comes in: one flush at
+                                    a time, whichever session asks; innermost */
+  atomic_uint_fast64_t failed_flushes; /* of those; changes under 'flush' */
   struct keeper *keeper;         /* the owner's: drive_start, drive_shutdown */
 
   /* Serialises operations on bitmaps, store and journal, however long they

@@ -17,6 +17,7 @@
 #define BLOB_MAX_SIZE (UINT64_C (1) << 30) /* bytes of one */
 #define BLOBS_MAX     64
 #define BLOB_MAX_NAME 255
+#define BLOB_MAX_JSON 4096 /* bytes of a packet's */
 
 /* Of one or more bytes of printable ASCII; no slash, not hidden. */
 bool blob_name_ok (const char *name);

@@ -215,11 +215,26 @@ write_all (int fd, const uint8_t *data, size_t len, uint64_t offset)
   return 0;
 }
 
+/* After the handover the files are the disk's owner's. */
+static int
+still_comes (struct drive *d, struct error *err)
+{
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&d->list);
+
+  if (d->mode == DRIVE_INCOMING)
+    return 0;
+  return error_set (err, EPROTO, "disk '%s' is %s; no attached file can come",
+                    d->name, drive_mode_name (d->mode));
+}
+
 int
 incoming_blob (struct session *s, const uint8_t *buf,
                const struct packet_header *h, struct error *err)
 {
-  json_auto_t *body = json_loadb (packet_json (buf), h->body_size, 0, NULL);
+  /* JSON takes many times its size in memory. */
+  json_auto_t *body = h->body_size > BLOB_MAX_JSON
+                        ? NULL
+                        : json_loadb (packet_json (buf), h->body_size, 0, NULL);
   struct incoming_blobs *b = s->blobs;
   struct incoming_blob *blob;
   struct blob_piece p;
@@ -227,7 +242,7 @@ incoming_blob (struct session *s, const uint8_t *buf,
   if (body == NULL || !json_is_object (body))
     return incoming_malformed ("BLOB", err);
   if (blob_piece_parse (body, h->payload_size, &p, err) == -1 ||
-      incoming_begin (s, err) == -1)
+      incoming_begin (s, err) == -1 || still_comes (s->drives[0], err) == -1)
     return -1;
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&b->lock);
   if (make_coming (b, err) == -1)

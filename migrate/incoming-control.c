@@ -131,7 +131,10 @@ incoming_begin (struct session *s, struct error *err)
     int r;
 
     pthread_mutex_lock (&d->control);
-    r = guard_hold (d, err);
+    r = d->mode == DRIVE_INCOMING
+          ? guard_hold (d, err)
+          : error_set (err, EPROTO, "disk '%s' is %s; nothing can come for it",
+                       d->name, drive_mode_name (d->mode));
     if (r == 0)
       r = incoming_record (d, &s->id, false, err);
     pthread_mutex_unlock (&d->control);
@@ -148,9 +151,12 @@ new_session (const struct uuid *id, size_t nr, struct error *err)
   struct session *s = calloc (1, sizeof *s);
 
   if (s == NULL || (s->drives = calloc (nr, sizeof *s->drives)) == NULL ||
-      (s->held = calloc (nr, sizeof *s->held)) == NULL) {
-    if (s)
+      (s->held = calloc (nr, sizeof *s->held)) == NULL ||
+      (s->failed = calloc (nr, sizeof *s->failed)) == NULL) {
+    if (s) {
       free (s->drives);
+      free (s->held);
+    }
     free (s);
     error_set (err, ENOMEM, "%m");
     return NULL;
@@ -160,7 +166,6 @@ new_session (const struct uuid *id, size_t nr, struct error *err)
   s->refs = 1;
   fence_init (&s->fence);
   pthread_mutex_init (&s->begin, NULL);
-  pthread_mutex_init (&s->flush, NULL);
   return s;
 }
 
@@ -319,7 +324,7 @@ incoming_hello (struct incoming_channel *ch, const struct packet_header *h,
   bool resume = json_is_true (json_object_get (body, "resume"));
   struct session *s, *old;
 
-  if (!json_is_array (disks) || h->epoch == SESSION_CLOSED)
+  if (!json_is_array (disks) || !incoming_is_epoch (h->epoch))
     return incoming_malformed ("HELLO", err);
   s = incoming_session (ch->in, &h->session);
   if (s == NULL) {
@@ -335,6 +340,7 @@ incoming_hello (struct incoming_channel *ch, const struct packet_header *h,
                                "of this one at the destination")
                   : error_set (err, ESTALE, "handshake of an older connection");
   }
+  incoming_expect (s);
   /* It was prepared, but the source has not let go: it would not ask. */
   if (resume && (check_sizes (s, disks, err) == -1 ||
                  incoming_unprepare (s, err) == -1)) {
@@ -400,9 +406,10 @@ distrust_own (struct drive *d)
 }
 
 static int
-prepare_drive (struct session *s, struct drive *d, json_t *disk,
-               uint64_t attempt, struct error *err)
+prepare_drive (struct session *s, size_t i, json_t *disk, uint64_t attempt,
+               struct error *err)
 {
+  struct drive *d = s->drives[i];
   struct journal_record rec = *journal_get (d->journal);
   json_int_t generation;
   const char *lineage;
@@ -422,7 +429,7 @@ prepare_drive (struct session *s, struct drive *d, json_t *disk,
   if (check_counts (d, disk, err) == -1)
     return error_prefix (err, "disk '%s'", d->name);
   distrust_own (d);
-  if (incoming_sync (s, &d, 1, err) == -1)
+  if (incoming_sync (s, i, err) == -1)
     return -1;
   if (qcow2_sync (d->store, err) == -1)
     return -1;
@@ -432,7 +439,7 @@ prepare_drive (struct session *s, struct drive *d, json_t *disk,
   rec.attempt = attempt;
   rec.peer = NULL;
   rec.together = s->nr;
-  rec.coordinator = d == s->drives[0]
+  rec.coordinator = i == 0
                       ? NULL
                       : (char *) journal_path (s->drives[0]->journal);
   if (drive_record (d, &rec, err) == -1)
@@ -461,7 +468,7 @@ incoming_prepare (struct session *s, json_t *body, struct error *err)
     int r;
 
     pthread_mutex_lock (&d->control);
-    r = prepare_drive (s, d, json_array_get (disks, i), attempt, err);
+    r = prepare_drive (s, i, json_array_get (disks, i), attempt, err);
     pthread_mutex_unlock (&d->control);
     if (r == -1)
       return -1;

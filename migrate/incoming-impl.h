@@ -6,11 +6,21 @@
 
 #include <jansson.h>
 #include <pthread.h>
+#include <stdatomic.h>
 
 #include "incoming.h"
 
 /* The epoch that turns all packets of a session away; none may use it. */
 #define SESSION_CLOSED UINT64_MAX
+
+/* A session whose HELLO is not done is at epoch 0: its drives are being made
+ * ready, and nobody may enter.
+ */
+static inline bool
+incoming_is_epoch (uint64_t epoch)
+{
+  return epoch != 0 && epoch != SESSION_CLOSED;
+}
 
 /* One migration that is coming in: some drives that move together. */
 struct session {
@@ -20,14 +30,13 @@ struct session {
   struct fence fence;    /* has its own lock */
   struct incoming_blobs *blobs; /* has its own lock */
   unsigned refs;         /* protected by incoming->lock */
-  pthread_mutex_t begin; /* taken before a drive's locks; protects 'begun' */
-  bool begun;            /* the drives' journals name it: data has come */
+  pthread_mutex_t begin; /* taken before a drive's locks; one sets 'begun' */
+  atomic_bool begun;     /* the drives' journals name it: data has come; read
+                            without the lock, once it has happened */
   bool *held;            /* read-only: that drive holds what an earlier process
                             got of this session */
-  pthread_mutex_t flush; /* one at a time; protects 'unsynced' */
-  bool unsynced;         /* a flush has failed in 'unsynced_epoch': the kernel
-                            has said so once, and will not again */
-  uint64_t unsynced_epoch;
+  atomic_uint_fast64_t *failed; /* of each drive: how many flushes had failed
+                            when this epoch began (incoming_sync) */
 };
 
 struct incoming_drive {
@@ -100,11 +109,14 @@ int incoming_may_resume (const struct drive *d, const struct uuid *session,
 /* The drives of a session that goes on take data again. */
 int incoming_unprepare (struct session *s, struct error *err);
 
-/* Make the session's disks durable.  A flush that failed fails until the next
- * epoch, since the kernel may have dropped what it could not write.
+/* Make a disk of the session durable.  After a flush of it that failed, all
+ * fail until the next epoch, since the kernel may have dropped what it could
+ * not write, and says so only once: to whoever asks first, be it an older
+ * session.
  */
-int incoming_sync (struct session *s, struct drive *const *drives, size_t nr,
-                   struct error *err);
+int incoming_sync (struct session *s, size_t disk, struct error *err);
+/* An epoch begins: none has failed since. */
+void incoming_expect (struct session *s);
 
 /* For the status block: what the drives of the session hold. */
 json_t *incoming_held_json (struct session *s);

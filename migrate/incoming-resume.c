@@ -75,41 +75,39 @@ incoming_unprepare (struct session *s, struct error *err)
 }
 
 int
-incoming_sync (struct session *s, struct drive *const *drives, size_t nr,
-               struct error *err)
+incoming_sync (struct session *s, size_t disk, struct error *err)
 {
-  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&s->flush);
+  struct drive *d = s->drives[disk];
 
-  if (s->unsynced && fence_is_at (&s->fence, s->unsynced_epoch))
-    return error_set (err, EIO, "a flush has failed before; what came since "
-                      "the last good one must be sent again");
-  s->unsynced = false;
-  for (size_t i = 0; i < nr; i++) {
-    struct disk *disk = drives[i]->disk;
-
-    if (disk->ops->flush (disk) == 0)
-      continue;
-    error_set (err, errno, "flush %s: %m", drives[i]->path);
-    /* Of now: what a newer connection has brought meanwhile may be lost. */
-    s->unsynced = true;
-    pthread_mutex_lock (&s->fence.lock);
-    s->unsynced_epoch = s->fence.epoch;
-    pthread_mutex_unlock (&s->fence.lock);
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&d->flush);
+  if (d->disk->ops->flush (d->disk) == -1) {
+    error_set (err, errno, "flush %s: %m", d->path);
+    d->failed_flushes++;
     return -1;
   }
+  if (d->failed_flushes != s->failed[disk])
+    return error_set (err, EIO, "flush %s: one has failed before; what came "
+                      "since the last good one must be sent again", d->path);
   return 0;
+}
+
+void
+incoming_expect (struct session *s)
+{
+  /* Without the lock, which a flush may hold for long.  One that fails from
+   * now on counts against the new epoch, too, though it may be of the old one:
+   * what has come meanwhile may be lost.
+   */
+  for (size_t i = 0; i < s->nr; i++)
+    s->failed[i] = s->drives[i]->failed_flushes;
 }
 
 json_t *
 incoming_held_json (struct session *s)
 {
   json_t *list = json_array ();
-  bool begun;
 
-  pthread_mutex_lock (&s->begin);
-  begun = s->begun;
-  pthread_mutex_unlock (&s->begin);
   for (size_t i = 0; i < s->nr; i++)
-    json_array_append_new (list, json_boolean (begun || s->held[i]));
+    json_array_append_new (list, json_boolean (s->begun || s->held[i]));
   return list;
 }

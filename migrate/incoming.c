@@ -136,7 +136,7 @@ session_unref (struct incoming *in, struct session *s)
   fence_destroy (&s->fence);
   incoming_blobs_free (s->blobs);
   pthread_mutex_destroy (&s->begin);
-  pthread_mutex_destroy (&s->flush);
+  free (s->failed);
   free (s->held);
   free (s->drives);
   free (s);
@@ -194,7 +194,8 @@ session_of (struct incoming_channel *ch, const struct packet_header *h,
 static int
 enter (struct session *s, const struct packet_header *h, struct error *err)
 {
-  if (h->epoch == SESSION_CLOSED || fence_enter (&s->fence, h->epoch) == -1)
+  if (!incoming_is_epoch (h->epoch) ||
+      fence_enter (&s->fence, h->epoch) == -1)
     return error_set (err, ESTALE, "packet of an older connection (epoch %ju)",
                       (uintmax_t) h->epoch);
   return 0;
@@ -323,8 +324,8 @@ incoming_flush (struct incoming_channel *ch, struct error *err)
   if (s)
     s->refs++;
   pthread_mutex_unlock (&ch->in->lock);
-  if (s)
-    r = incoming_sync (s, s->drives, s->nr, err);
+  for (size_t i = 0; s && r == 0 && i < s->nr; i++)
+    r = incoming_sync (s, i, err);
   if (s && r == 0)
     r = incoming_blobs_flush (s->blobs, err);
   session_unref (ch->in, s);

@@ -13,6 +13,7 @@
 #include <fcntl.h>
 #include <limits.h>
 #include <pthread.h>
+#include <semaphore.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -46,11 +47,19 @@ static atomic_uint nr_syncs;
 static pthread_mutex_t disk_lock = PTHREAD_MUTEX_INITIALIZER;
 static uint8_t written[65536], durable[65536];
 
+/* The next sync stays under way until 'sync_may_go'. */
+static atomic_bool hold_sync;
+static sem_t sync_began, sync_may_go;
+
 int
 fdatasync (int fd)
 {
   uint8_t copy[sizeof written];
 
+  if (atomic_exchange (&hold_sync, false)) {
+    sem_post (&sync_began);
+    sem_wait (&sync_may_go);
+  }
   if (atomic_load (&fail_sync)) {
     errno = atomic_load (&fail_sync);
     return -1;
@@ -267,6 +276,57 @@ test_flags (void **state)
   start_log (0);
   assert_false (activity_is_armed (a, 0, 1));
   assert_was (0, 0);
+}
+
+static void *
+arm_first (void *arg)
+{
+  activity_arm (a, 0, 1);
+  return NULL;
+}
+
+static void *
+flag_failed (void *arg)
+{
+  activity_flag (a, ACTIVITY_FAILED, 0, true, NULL);
+  return NULL;
+}
+
+static void *
+flag_others (void *arg)
+{
+  activity_flag (a, 0, ACTIVITY_EVERY | ACTIVITY_CLEARING, false, NULL);
+  return NULL;
+}
+
+/* While the log is being written, one says that the store has failed and
+ * another has other flags dropped: both are done, whoever comes first.
+ */
+static void
+test_flags_at_once (void **state)
+{
+  void *(*const fn[3]) (void *) = { arm_first, flag_failed, flag_others };
+  pthread_t t[3];
+
+  sem_init (&sync_began, 0, 0);
+  sem_init (&sync_may_go, 0, 0);
+  for (int i = 0; i < 10; i++) {
+    activity_flag (a, ACTIVITY_EVERY, ACTIVITY_FAILED, true, &err);
+    atomic_store (&hold_sync, true);
+    pthread_create (&t[0], NULL, fn[0], NULL);
+    sem_wait (&sync_began);
+    for (int k = 1; k < 3; k++) {
+      pthread_create (&t[k], NULL, fn[(i + k) % 2 + 1], NULL);
+      usleep (2000); /* if it is not there by then, it meets nobody */
+    }
+    sem_post (&sync_may_go);
+    for (int k = 0; k < 3; k++)
+      pthread_join (t[k], NULL);
+    close_log ();
+    open_log (SIZE);
+    assert_int_equal (activity_was_flags (a), ACTIVITY_FAILED);
+    start_log (0);
+  }
 }
 
 static void
@@ -530,7 +590,8 @@ main (void)
   static const struct CMUnitTest tests[] = {
     TEST (test_arm),     TEST (test_arm_range),  TEST (test_large_disk),
     TEST (test_disarm),  TEST (test_cancel),     TEST (test_arm_wins),
-    TEST (test_flags),   TEST (test_finish),     TEST (test_flag_synced_later),
+    TEST (test_flags),   TEST (test_flags_at_once),
+    TEST (test_finish),  TEST (test_flag_synced_later),
     TEST (test_other_size), TEST (test_missing), TEST (test_damaged),
     TEST (test_not_a_file), TEST (test_faults),  TEST (test_many),
     TEST (test_wait),

@@ -105,11 +105,28 @@ test_arrives (void **state)
   assert_false (exists ("attached.incoming"));
   OK (send_commit (&src, ch, 1, 0, 1, &err));
   assert_string_equal (content ("attached/nvram"), "xy");
+  /* It is the owner's now. */
+  REFUSED (send_blob ("nvram", 12, 1, 0, "?", &err), EPROTO, "is active");
+  assert_string_equal (content ("attached/nvram"), "xy");
+}
+
+/* After a migration that brought nothing, the journal stays as it is. */
+static void
+test_too_late (void **state)
+{
+  hello_ok (&src, ch);
+  OK (prepare (1, NULL, 0, 0));
+  OK (send_commit (&src, ch, 1, 0, 1, &err));
+  REFUSED (send_blob ("nvram", 1, 1, 0, "x", &err), EPROTO, "is active");
+  assert_int_equal (journal_get (drives[0]->journal)->state, JOURNAL_ACTIVE);
+  assert_false (exists ("attached.incoming"));
 }
 
 static void
 test_malformed (void **state)
 {
+  char large[BLOB_MAX_JSON + 1] = "";
+
   hello_ok (&src, ch);
   REFUSED (send_blob ("", 1, 1, 0, "x", &err), EBADMSG, "name");
   REFUSED (send_blob (".x", 1, 1, 0, "x", &err), EBADMSG, "name");
@@ -122,6 +139,10 @@ test_malformed (void **state)
   REFUSED (send_blob ("x", 1, BLOB_MAX_SIZE + 1, 0, "x", &err), EBADMSG,
            "bytes at");
   REFUSED (send_blob ("x", 1, 1, 0, "", &err), EBADMSG, "bytes at");
+  memset (large, ' ', BLOB_MAX_JSON);
+  REFUSED (send_body (json_pack ("{s:s, s:i, s:i, s:i, s:s}", "name", "x",
+                                 "version", 1, "size", 1, "offset", 0, "more",
+                                 large), "x", &err), EBADMSG, "malformed");
   REFUSED (send_body (json_pack ("{s:i}", "name", 1), "x", &err), EBADMSG,
            "malformed");
   OK (send_blob ("x", 1, 2, 0, "x", &err));
@@ -195,6 +216,7 @@ main (void)
 {
   const struct CMUnitTest tests[] = {
     cmocka_unit_test_setup_teardown (test_arrives, begin, end),
+    cmocka_unit_test_setup_teardown (test_too_late, begin, end),
     cmocka_unit_test_setup_teardown (test_malformed, begin, end),
     cmocka_unit_test_setup_teardown (test_too_many, begin, end),
     cmocka_unit_test_setup_teardown (test_cancelled, begin, end),

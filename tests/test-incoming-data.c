@@ -224,6 +224,29 @@ test_disk_errors (void **state)
   incoming_close (other);
 }
 
+/* The kernel tells only one: here a session that was displaced. */
+static void
+test_flush_of_another (void **state)
+{
+  struct incoming_channel *other = channel ();
+  struct source next = src;
+
+  OK (send_hello (&src, ch, &err));
+  OK (send_data (&src, ch, 0, 512, "x", 1, &err));
+  uuid_new (&next.session);
+  OK (send_hello (&next, other, &err));
+  OK (send_data (&next, other, 0, 512, "y", 1, &err));
+  tap_fail (TAP_FLUSH, EIO);
+  REFUSED (incoming_flush (ch, &err), EIO, "vda.raw");
+  tap_fail (TAP_FLUSH, 0);
+  REFUSED (incoming_flush (other, &err), EIO, "must be sent again");
+  REFUSED (send_prepare (&next, other, 1, &err), EIO, "must be sent again");
+  next.epoch++;
+  OK (send_hello (&next, other, &err));
+  OK (incoming_flush (other, &err));
+  incoming_close (other);
+}
+
 int
 main (void)
 {
@@ -235,6 +258,7 @@ main (void)
     TEST (test_zeros),
     TEST (test_compression),
     TEST (test_disk_errors),
+    TEST (test_flush_of_another),
   };
 
   return cmocka_run_group_tests (tests, make_dir, remove_dir);

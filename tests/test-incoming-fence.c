@@ -165,6 +165,9 @@ test_epochs (void **state)
   REFUSED (send_data (&s, a, 0, AT, new_data, 4096, &err), ESTALE, "epoch 8");
   s.epoch = SESSION_CLOSED;
   REFUSED (send_hello (&s, a, &err), EBADMSG, "malformed HELLO");
+  s.epoch = 0; /* that of a session that has no HELLO yet */
+  REFUSED (send_hello (&s, a, &err), EBADMSG, "malformed HELLO");
+  REFUSED (send_data (&s, a, 0, AT, new_data, 4096, &err), ESTALE, "epoch 0");
   s.epoch = 7;
   OK (send_data (&s, a, 0, AT, old_data, 4096, &err));
   assert_true (disk_has (old_data));
