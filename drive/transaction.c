@@ -425,6 +425,10 @@ unrecord (struct transaction *t, size_t nr)
       drive_write_list (p->drive, NULL);
     if (p->pointed || p->persistent)
       points_write_list (p->drive, NULL);
+    /* Else a crash, some day, would make everything dirty. */
+    if (p->disables || p->clears)
+      activity_flag (p->drive->activity, 0,
+                     ACTIVITY_EVERY | ACTIVITY_CLEARING, false, NULL);
   }
 }
 
@@ -434,9 +438,7 @@ record (struct transaction *t, struct error *err)
   for (size_t i = 0; i < t->nr; i++) {
     struct plan *p = &t->plans[i];
 
-    if (flag_log (p, err) == -1)
-      return -1;
-    if (write_plan (p, err) == -1) {
+    if (flag_log (p, err) == -1 || write_plan (p, err) == -1) {
       unrecord (t, i + 1);
       return -1;
     }

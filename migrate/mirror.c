@@ -500,7 +500,9 @@ mirror_end (struct mirror *m)
   pthread_cond_broadcast (&m->changed);
   pthread_mutex_unlock (&m->lock);
   pthread_join (m->thread, NULL);
+  pthread_mutex_lock (&m->lock);
   m->running = false;
+  pthread_mutex_unlock (&m->lock);
 }
 
 void

@@ -181,7 +181,7 @@ outgoing_rounds (struct outgoing *o, struct error *err)
     dirty = outgoing_dirty (o) + blobs_pending (o->blobs);
     took = now_ns () - began;
     pthread_mutex_lock (&o->lock);
-    o->info.dirty_rate = dirty * NS_PER_S / (took + 1);
+    o->info.dirty_rate = (double) dirty * NS_PER_S / (took + 1);
     pthread_mutex_unlock (&o->lock);
     outgoing_tell (o);
     if (hold_is_short (o, dirty) && !bitmaps_pending (o)) {

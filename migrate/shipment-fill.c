@@ -277,13 +277,15 @@ fill_runs (struct filling *f, struct error *err)
 
 /* ---- bits ---- */
 
-/* The room for the bits of each bitmap, beside its section's head. */
+/* The room for the bits of each bitmap that goes along, its section's head
+ * included.
+ */
 static size_t
-bits_room (const struct buffer *b, size_t nr_bitmaps)
+bits_room (const struct filling *f)
 {
-  size_t cap = b->head - PACKET_HEADER - PACKET_MAX_EXTENTS * PACKET_EXTENT;
+  size_t cap = f->b->head - PACKET_HEADER - PACKET_MAX_EXTENTS * PACKET_EXTENT;
 
-  return cap / (nr_bitmaps ? nr_bitmaps : 1);
+  return cap / (f->s->nr_told ? f->s->nr_told : 1);
 }
 
 /* How long may one run be, so that the bits of all bitmaps fit even if they
@@ -294,7 +296,7 @@ find_longest (struct filling *f, struct error *err)
 {
   struct drive *d = f->s->drive;
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&d->list);
-  size_t room = bits_room (f->b, d->nr_bitmaps);
+  size_t room = bits_room (f);
   unsigned shift = BITMAP_MAX_SHIFT;
 
   if (room < MIN_BITS_ROOM)
@@ -359,6 +361,7 @@ add_sections (struct filling *f)
   struct shipment *s = f->s;
   struct drive *d = s->drive;
   struct buffer *b = f->b;
+  const size_t room = bits_room (f);
   uint64_t upto = d->size;
   uint8_t *at = b->mem;
 
@@ -366,7 +369,6 @@ add_sections (struct filling *f)
   for (size_t i = 0; i < d->nr_bitmaps; i++) {
     struct named_bitmap *nb = d->bitmaps[i];
     const struct shipment_bitmap *told = find_told (s, nb);
-    size_t room = bits_room (b, d->nr_bitmaps);
     uint8_t *next;
 
     if (nb->bits == NULL || told == NULL)

@@ -249,6 +249,9 @@ test_all_or_nothing (void **state)
     crash (two[1]);
     open_two (0);
     check_two ();
+    /* Nor does the log say that all is to be dirty. */
+    assert_int_equal (activity_was_flags (two[0]->activity), 0);
+    assert_int_equal (activity_was_flags (two[1]->activity), 0);
   }
   close_ok (two[0]);
   close_ok (two[1]);
