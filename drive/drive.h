@@ -96,7 +96,9 @@ enum drive_durability {
 };
 
 struct drive {
-  /* Read-only after drive_open. */
+  /* Read-only after drive_open; but of a destination that nobody uses yet,
+   * drive_resize replaces the store and what was found with it.
+   */
   struct uuid self; /* of this disk, from its opening on; on no medium */
   char *name;      /* of the export */
   char *path;      /* of the disk, absolute; or an NBD URI */
@@ -152,8 +154,10 @@ struct drive {
   json_t *points;          /* the same: what the file of points says, or NULL */
   uint64_t next_id;        /* the same */
 
-  /* Held for short looks and swaps only; never across I/O, and never taken
-   * by a request.  To change what it protects both locks are needed.
+  /* Held for short looks and swaps only, and never across I/O but at the very
+   * end (drive_shutdown).  Requests for the disk's data do not take it; those
+   * for the extents of a bitmap do, and packets of a migration.  To change
+   * what it protects both locks are needed.
    */
   pthread_mutex_t list;
   struct named_bitmap **bitmaps; /* protected by list */

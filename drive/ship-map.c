@@ -14,8 +14,8 @@
 #include "cleanup.h"
 #include "ship-map.h"
 
-/* ship-clearing: the magic, start and end, big-endian, and the two again with
- * all bits turned.
+/* ship-clearing: the magic, start and end, big-endian, and their exclusive or
+ * with all bits turned.
  */
 static const char magic[8] = "FERRYCLR";
 

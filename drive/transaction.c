@@ -19,7 +19,8 @@
  *    cleared that the companion does not have (bitmap_retain).  Writes mark
  *    the companion first, so that a write after the instant keeps its bit, or
  *    gets it back at once; the companion is in memory that dies with the
- *    daemon, and so the activity log says that a clear is under way.
+ *    daemon, and so each block is noted before it is cleared (clear-note.h; if
+ *    that cannot be, the activity log says that a clear is under way).
  * 5. Settle: bits that were merged, or of bitmaps that do not record any more,
  *    are made durable; then what the activity log says is taken back.
  *

@@ -9,8 +9,8 @@
  * file, the order of the writes, and why: docs/activity.md.
  *
  * Threads: activity_is_armed and activity_arm from any number at once, and
- * beside all that follows them; the others from one at a time (a drive's
- * control lock).  The lock inside is a leaf.
+ * beside all that follows them; activity_flag, too; the others from one at a
+ * time (a drive's control lock).  The lock inside is a leaf.
  */
 #ifndef FERRY_ACTIVITY_H
 #define FERRY_ACTIVITY_H
