@@ -63,11 +63,12 @@ struct copy {
   atomic_uint_fast64_t done; /* bytes */
 
   pthread_mutex_t lock;      /* protects what follows */
-  pthread_cond_t ended;      /* running is 0 */
-  pthread_cond_t room;       /* there are free slots again */
+  pthread_cond_t ended;      /* running is 0, or 'copied' is set */
+  pthread_cond_t room;       /* there are free slots again, or 'approved' */
   unsigned running;          /* threads */
   unsigned working;          /* of them: those that have not done all yet */
   bool failed;
+  bool copied, approved;     /* an archive has all but its END; it may get it */
   struct error err;          /* the first */
   uint64_t next_job, written; /* jobs */
   bool writing;              /* a worker writes slots */
@@ -289,25 +290,35 @@ do_job (struct worker *w, struct pack *p, uint64_t job, struct error *err)
 
 /* ---- threads ---- */
 
-/* The last one ends the archive: then all is written. */
+/* All is written, and it is the last thread.  A thread of ours ends the
+ * archive, and not the caller, because a pipe that nobody reads blocks it.
+ */
 static void
 end_archive (struct copy *c)
 {
   struct error err;
+  bool end;
 
-  if (archive_writer_end (c->opt.writer, &err) == -1)
+  pthread_mutex_lock (&c->lock);
+  c->copied = true;
+  pthread_cond_broadcast (&c->ended);
+  while (!c->approved && !c->failed)
+    pthread_cond_wait (&c->room, &c->lock);
+  end = !c->failed;
+  pthread_mutex_unlock (&c->lock);
+  if (end && archive_writer_end (c->opt.writer, &err) == -1)
     fail (c, &err);
 }
 
 static void
 thread_ends (struct copy *c)
 {
-  bool end;
+  bool last;
 
   pthread_mutex_lock (&c->lock);
-  end = --c->working == 0 && !c->failed && c->opt.writer;
+  last = --c->working == 0;
   pthread_mutex_unlock (&c->lock);
-  if (end)
+  if (last && c->opt.writer)
     end_archive (c);
   pthread_mutex_lock (&c->lock);
   if (--c->running == 0)
@@ -478,6 +489,13 @@ copy_read_up_to (struct copy *c)
   return least;
 }
 
+/* Lock held. */
+static bool
+is_busy (const struct copy *c)
+{
+  return c->running > 0 && (!c->copied || c->approved || c->failed);
+}
+
 bool
 copy_wait (struct copy *c, uint64_t ns)
 {
@@ -485,10 +503,19 @@ copy_wait (struct copy *c, uint64_t ns)
   struct timespec until;
 
   clock_in (&until, ns);
-  while (c->running > 0)
+  while (is_busy (c))
     if (pthread_cond_timedwait (&c->ended, &c->lock, &until) == ETIMEDOUT)
       break;
-  return c->running == 0;
+  return !is_busy (c);
+}
+
+void
+copy_approve (struct copy *c)
+{
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&c->lock);
+
+  c->approved = true;
+  pthread_cond_broadcast (&c->room);
 }
 
 void

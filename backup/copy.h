@@ -22,7 +22,8 @@ struct copy_options {
   unsigned connections;      /* 1 to COPY_MAX_CONNECTIONS */
 
   struct direct *direct;     /* the caller's; NULL: read all from the source.
-                                Who uses it must ask the daemon afterwards */
+                                Who uses it must ask the daemon before
+                                copy_approve */
 
   /* One of these, which stays the caller's. */
   struct archive_writer *writer;
@@ -48,8 +49,16 @@ uint64_t copy_done (struct copy *c);
  */
 uint64_t copy_read_up_to (struct copy *c);
 
-/* Wait at most that long (ns): true if no thread is at work any more. */
+/* Wait at most that long (ns): true if no thread is at work any more.  An
+ * archive has no END then: it gets it after copy_approve, and is to be waited
+ * for once more.
+ */
 bool copy_wait (struct copy *c, uint64_t ns);
+
+/* What was copied is the disk as it was: an archive may say that it is
+ * complete, to whoever reads it from a pipe.
+ */
+void copy_approve (struct copy *c);
 
 /* Give up; copy_end will say ECANCELED.  Any thread. */
 void copy_stop (struct copy *c);

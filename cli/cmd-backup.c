@@ -4,8 +4,9 @@
  * The order is what makes it safe:
  *
  *   begin: the bitmaps are frozen, and the disks as they are now can be read
- *   copy
- *   the daemon is asked whether they still can
+ *   copy each disk, all but the END of an archive
+ *   the daemon is asked whether it still can be read: what was copied is right
+ *   END (whoever reads a pipe takes what it has for complete then)
  *   every OUT is made durable, and gets its name
  *   end: the bitmaps are advanced
  *
@@ -306,7 +307,8 @@ copy_disk (struct backup *b, struct backup_disk *d, struct out *o,
     .compression = { .how = MIGRATE_COMPRESSION_ZSTD },
   };
   struct under_way u = { NULL, &b->session, d };
-  int r;
+  struct error why = { 0 };
+  int r, checked;
 
   if (b->v->has_compression)
     opt.compression = b->v->compression;
@@ -322,9 +324,22 @@ copy_disk (struct backup *b, struct backup_disk *d, struct out *o,
   copying_begin (&b->progress, d->node, d->needed);
   if (!copying_wait (&b->progress, &ops, &u))
     leave (b);
+  checked = copying_interrupted (&b->progress)
+              ? -1
+              : session_check (&b->session, &why);
+  if (checked == 0)
+    copy_approve (u.copy);
+  else
+    copy_stop (u.copy);
+  if (!copying_wait (&b->progress, &ops, &u))
+    leave (b);
   copying_break (&b->progress);
   r = copy_end (u.copy, err);
   direct_close (opt.direct);
+  if (r == -1 && err->errnum != ECANCELED)
+    return -1;
+  if (checked == -1 && !copying_interrupted (&b->progress))
+    return error_set (err, why.errnum, "%s", why.msg);
   if (r == -1)
     return -1;
   if (copying_interrupted (&b->progress))
@@ -382,7 +397,7 @@ copy_all (struct backup *b, struct error *err)
         overwrite (b, &s->disks[i], &b->outs[i], err) == -1 ||
         copy_disk (b, &s->disks[i], &b->outs[i], err) == -1)
       return -1;
-  return session_check (s, err);
+  return 0;
 }
 
 static int

@@ -100,6 +100,12 @@ write(20 * MiB, 20 * MiB)
 assert b.rest("torn.nbf") == 1
 assert "closed the connection" in b.errors, b.errors
 assert "complete" not in b.errors, b.errors
+# What the pipe has got holds some of that, so it must not count as complete.
+r = run_nbdferry("archive", "verify", "torn.nbf", check=False)
+assert r.returncode == 1 and "no end" in r.stdout + r.stderr, r
+assert run_nbdferry("restore", "full.nbf", "torn.nbf", "torn.raw",
+                    check=False).returncode == 1
+assert not os.path.exists("torn.raw")
 
 h.shutdown()
 daemon.stop()
