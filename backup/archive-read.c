@@ -487,5 +487,8 @@ archive_peek_totals (int fd, const char *name, struct archive_totals *t,
       archive_totals_parse (packet_json (buf), h.body_size, t, NULL) == -1)
     return error_set (err, EBADMSG, "%s: it has no end: it was cut off, or is "
                       "still being written", name);
+  if (t->bytes != (uint64_t) st.st_size - ARCHIVE_END_SIZE)
+    return error_set (err, EBADMSG, "%s: its end is that of another archive",
+                      name);
   return 0;
 }

@@ -135,7 +135,7 @@ number_option (const struct command *cmd, int c, const char *arg,
     break;
   case OPT_SCRATCH_LIMIT:
     if (size_parse (arg, &v->opt.scratch_limit) == -1 ||
-        v->opt.scratch_limit > INT64_MAX)
+        v->opt.scratch_limit < 1 || v->opt.scratch_limit > INT64_MAX)
       return usage_error (cmd, "--scratch-limit: '%s' is not a size, like 2G",
                           arg);
     v->opt.has_scratch_limit = true;

@@ -91,6 +91,10 @@ write_svg (const struct dirty_map *m, const char *path)
     map_print_svg (m, stdout);
     return output_finish ();
   }
+  if (stat (path, &st) == 0 && S_ISBLK (st.st_mode)) {
+    complain ("%s is a block device", path);
+    return -1;
+  }
   if (stat (path, &st) == 0 && S_ISREG (st.st_mode) &&
       (used = keep_out_of_use (path, &err)) == -1) {
     complain ("%s", err.msg);

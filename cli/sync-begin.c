@@ -18,6 +18,7 @@
 #include "cleanup.h"
 #include "clock.h"
 #include "identity.h"
+#include "keep-out.h"
 #include "nodes.h"
 #include "output.h"
 #include "probe.h"
@@ -162,6 +163,9 @@ open_standby (struct sync_job *s, struct error *err)
   /* Before it is opened: it may take one client alone. */
   if (s->is_uri && identity_ask (s->standby, NULL, IDENTITY_HOPS, o->stop,
                                  &s->identity, err) == -1)
+    return -1;
+  if (!s->is_uri && stat (s->standby, &st) == 0 && S_ISREG (st.st_mode) &&
+      keep_out_of_state (s->standby, err) == -1)
     return -1;
   s->made = !s->is_uri && lstat (s->standby, &st) == -1 && errno == ENOENT;
   s->target = s->is_uri ? remote_open (s->standby, &ro, err)

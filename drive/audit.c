@@ -332,7 +332,8 @@ audit (struct auditor *a, const struct audit_options *opt, uint64_t end,
     uint64_t zeros = skip_zeros (a, at, end);
 
     if (stop_wait (opt->stop, 0))
-      return error_set (err, ECANCELED, "the daemon is ending");
+      return error_set (err, ECANCELED, "given up: the client has gone, or the daemon "
+                        "is ending");
     if (zeros > at) {
       /* Not read, but looked at just the same. */
       account (a, at, zeros, false);

@@ -115,7 +115,8 @@ words (void *opaque, uint64_t first_bit, const uint64_t *word, size_t nr,
   struct reading *r = opaque;
 
   if (r->opt->stop && stop_wait (r->opt->stop, 0))
-    return error_set (err, ECANCELED, "the daemon is ending");
+    return error_set (err, ECANCELED, "given up: the client has gone, or the daemon "
+                      "is ending");
   if (r->now == NULL)
     return 0;
   r->bytes += nr * sizeof word[0];

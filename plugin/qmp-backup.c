@@ -37,6 +37,17 @@ check_word (json_t *value, const char *path, const char *a, const char *b,
 }
 
 static int
+check_limit (json_t *value, const char *path, struct error *err)
+{
+  uint64_t n;
+
+  if (qmp_uint64 (value, &n) && n > 0 && n <= INT64_MAX)
+    return 0;
+  return error_set (err, EINVAL, "Parameter '%s' expects a number of bytes, 1 "
+                    "or more", path);
+}
+
+static int
 check_scope (json_t *value, const char *path, struct error *err)
 {
   return check_word (value, path, "disk", "needed", err);
@@ -55,7 +66,8 @@ const struct qmp_param qmp_backup_begin_params[] = {
   { .name = "full", .type = QMP_BOOL, .optional = true },
   { .name = "scope", .type = QMP_STRING, .optional = true,
     .check = check_scope },
-  { .name = "scratch-limit", .type = QMP_UINT64, .optional = true },
+  { .name = "scratch-limit", .type = QMP_UINT64, .optional = true,
+    .check = check_limit },
   { .name = "on-limit", .type = QMP_STRING, .optional = true,
     .check = check_on_limit },
   { .name = "linger", .type = QMP_BOOL, .optional = true },

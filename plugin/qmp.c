@@ -21,6 +21,7 @@
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <sys/socket.h>
 #include <unistd.h>
@@ -339,15 +340,46 @@ qmp_client (void)
   return number;
 }
 
+/* The server's stop, and the end of this thread's client. */
+static _Thread_local int give_up_fd;
+
+int
+qmp_stop_fd (void)
+{
+  return give_up_fd;
+}
+
+/* Readable when there is no use in going on for that client. */
+static int
+watch_end (const struct client *c)
+{
+  /* A client that has only said all it had to say waits for the answer: that
+   * is no hangup.
+   */
+  struct epoll_event gone = { .events = 0 }, stop = { .events = EPOLLIN };
+  int fd = epoll_create1 (EPOLL_CLOEXEC);
+
+  if (fd >= 0 && epoll_ctl (fd, EPOLL_CTL_ADD, c->fd, &gone) == 0 &&
+      epoll_ctl (fd, EPOLL_CTL_ADD, server.stop_fd, &stop) == 0)
+    return fd;
+  if (fd >= 0)
+    close (fd);
+  return -1;
+}
+
 static void *
 client_main (void *arg)
 {
   struct client *c = arg;
+  int watch = watch_end (c);
   char *line;
 
   number = c->number;
+  give_up_fd = watch >= 0 ? watch : server.stop_fd;
   talk (c);
   views_client_gone (c->number);
+  if (watch >= 0)
+    close (watch);
 
   /* No more events: those are for clients that are RUNNING.  The descriptors
    * are closed under the lock, so that no event is written to another's.
@@ -459,12 +491,6 @@ listener_main (void *arg)
 }
 
 /* ---- from outside ---- */
-
-int
-qmp_stop_fd (void)
-{
-  return server.stop_fd;
-}
 
 int
 qmp_listen (const char *path, struct error *err)

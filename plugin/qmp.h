@@ -29,8 +29,9 @@ int qmp_start (struct error *err);
  */
 void qmp_stop (void);
 
-/* For a command that takes long: an eventfd that becomes readable when
- * everything is to end (it is never read).
+/* For a command that takes long: a descriptor that becomes readable when
+ * everything is to end, or the client has gone (it is never read).  Of this
+ * thread, whose client's command it runs.
  */
 int qmp_stop_fd (void);
 

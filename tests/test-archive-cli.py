@@ -87,6 +87,9 @@ def damage():
                                      "bad.nbf").stdout)
     assert listed[0]["complete"] is False, listed
     assert "INCOMPLETE" in run_nbdferry("archive", "list", "bad.nbf").stdout
+    # Nor is it one with the end of another one.
+    refused_and_untouched(read_file("s0.nbf") + good)
+    assert "INCOMPLETE" in run_nbdferry("archive", "list", "bad.nbf").stdout
     os.unlink("bad.nbf")
 
 

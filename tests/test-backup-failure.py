@@ -37,6 +37,8 @@ refused("expects a UUID", qmp.command, "x-ferry-backup-begin", node="a",
         id="first")
 refused("does not accept value", begin, qmp, "a", on_limit="stop")
 refused("is unexpected", begin, qmp, "a", other=1)
+for limit in 0, -1, -2 ** 63:
+    refused("1 or more", begin, qmp, "a", scratch_limit=limit)
 b = begin(qmp, "a", bitmap="day", full=True)
 refused("has a backup", begin, qmp, "a", id=b["id"])
 assert sorted(b) == sorted([

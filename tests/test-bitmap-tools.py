@@ -429,6 +429,15 @@ class Audit(unittest.TestCase):
         with self.assertRaisesRegex(QMPError, "in use by another"):
             other.command("x-ferry-bitmap-audit", node="disk.raw", name="b",
                           reference="/x")
+        # One whose client goes ends; who asks again is not told 'busy'.
+        qmp.close()
+        busy = lambda: other.command("query-block")[0]["inserted"][
+            "dirty-bitmaps"][0]["busy"]
+        wait_for(lambda: not busy(), "the end of the audit")
+        qmp = QMP("ctl", timeout=60)
+        qmp.send({"execute": "x-ferry-bitmap-audit", "arguments": {
+            "node": "disk.raw", "name": "b", "reference": slow.uri()}})
+        wait_for(busy, "the audit")
         began = time.monotonic()
         self.daemon.stop()
         self.assertLess(time.monotonic() - began, 10)

@@ -69,6 +69,9 @@ def backups():
         assert raw["status"] == "completed", raw
         is_disk(target, models[-1])
         backup(disk, "a%d.nbf" % i, "--bitmap=archive")
+    p = run_nbdferry("bitmap", "map", disk.control, "raw", "--svg", small,
+                     check=False)
+    assert p.returncode == 1 and "block device" in p.stderr, p
 
 
 def restored():

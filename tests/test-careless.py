@@ -151,6 +151,11 @@ def over_a_disk():
         fails("archive", "merge", "b.nbf", out, "--force")
         fails("bitmap", "map", control, "o", "--svg", out)
         fails("restore", "--overwrite", "b.nbf", out)
+    # (Not by its size: this disk is smaller than any of these files.)
+    small = Disk(512, name="small")
+    for out in kept[1:]:
+        fails("sync", small.control, out, "--bitmap=z", "--full")
+    small.stop()
     qemu.kill()
     qemu.wait()
     disk.stop()

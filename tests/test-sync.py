@@ -390,7 +390,11 @@ class Sync(unittest.TestCase):
         self.same("copy.raw")
         self.sync(standby="copy.raw")
         # other sizes
-        self.assertIn("fewer", self.refused(standby="disk.raw.ferry/journal"))
+        self.assertIn("is in the state directory",
+                      self.refused(standby="disk.raw.ferry/journal"))
+        with open("short.raw", "wb") as f:
+            f.write(bytes(512))
+        self.assertIn("fewer", self.refused(standby="short.raw"))
         os.truncate("copy.raw", SIZE + MiB)
         self.assertIn("is not the standby", self.refused(standby="copy.raw"))
 
