@@ -12,11 +12,28 @@
 #include "control.h"
 #include "output.h"
 
+/* QEMU's migrate_cancel is no error if there is nothing to cancel; but who
+ * asks for it here wants to know.  NULL: it was cancelled.
+ */
+static const char *
+why_not_cancelled (struct control *c)
+{
+  json_auto_t *info = control_command (c, "query-migrate", json_object (),
+                                       NULL);
+  const char *status = json_string_value (json_object_get (info, "status"));
+
+  if (status && strcmp (status, "completed") == 0)
+    return "the migration had completed before, and cannot be cancelled; "
+           "'nbdferry status' says where the disks are";
+  return NULL;
+}
+
 /* One QMP command that returns nothing. */
 static int
 run_one (const char *control, const char *command, json_t *args,
          const char *done)
 {
+  const char *why = NULL;
   struct error err = { 0 };
   struct control *c = control_open (control, &err);
   json_t *result = NULL;
@@ -26,8 +43,10 @@ run_one (const char *control, const char *command, json_t *args,
     result = control_command (c, command, args, &err);
   else
     json_decref (args);
-  if (result == NULL)
-    complain ("%s", err.msg);
+  if (result && strcmp (command, "migrate-cancel") == 0)
+    why = why_not_cancelled (c);
+  if (result == NULL || why)
+    complain ("%s", why ? why : err.msg);
   else {
     puts (done);
     status = output_finish () == 0 ? STATUS_DONE : STATUS_FAILED;

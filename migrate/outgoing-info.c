@@ -78,11 +78,13 @@ fill_info (struct outgoing *o, struct migrate_info *info)
   info->waits = info->status == MIGRATE_PAUSED && o->pause_asked;
   for (size_t i = 0; i < o->nr; i++) {
     struct drive *d = o->shipments[i].drive;
-    uint64_t held = gate_longest (&d->writes) / 1000;
+    uint64_t held = gate_longest (&d->writes) / 1000, left;
 
+    /* Chunks at the disk's end, and what is sent again, count as more. */
+    left = shipment_dirty (&o->shipments[i]) +
+           shipment_in_flight (&o->shipments[i]);
     if (info->status != MIGRATE_COMPLETED)
-      info->remaining += shipment_dirty (&o->shipments[i]) +
-                         shipment_in_flight (&o->shipments[i]);
+      info->remaining += left < d->size ? left : d->size;
     migrate_add_throttle (info, d);
     if (held > info->longest_hold_us)
       info->longest_hold_us = held;

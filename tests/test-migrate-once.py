@@ -76,6 +76,9 @@ def not_resumed():
     assert pair.qmp.command("query-migrate")["status"] == "active"
     pair.qmp.command("migrate-set-parameters", max_bandwidth=0)
     pair.wait("completed")
+    r = run_nbdferry("migrate-cancel", "src.ctl", check=False)
+    assert r.returncode == 1 and "completed before" in r.stderr, r
+    assert r.stdout == "", r
     pair.qmp.close()
     pair.stop()
     pair.check_disk("vda")
