@@ -29,19 +29,19 @@ incoming_malformed (const char *what, struct error *err)
 
 /* ---- HELLO ---- */
 
-/* May this drive be the destination of that disk? */
+/* May this drive be the destination of that disk, whose lineage is put in '*l'?
+ */
 static int
 check_drive (struct drive *d, const struct uuid *session, json_t *disk,
-             struct error *err)
+             struct uuid *l, struct error *err)
 {
   const struct journal_record *rec = journal_get (d->journal);
   const char *lineage = NULL;
   json_int_t size = -1, generation = -1;
-  struct uuid l;
 
   if (json_unpack (disk, "{s:I, s:s, s:I}", "size", &size, "lineage",
                    &lineage, "generation", &generation) == -1 ||
-      !uuid_parse (lineage, &l))
+      !uuid_parse (lineage, l))
     return incoming_malformed ("HELLO", err);
   switch (d->mode) {
   case DRIVE_INCOMING:
@@ -51,7 +51,7 @@ check_drive (struct drive *d, const struct uuid *session, json_t *disk,
      * asks again: it would not if it had.
      */
     if (!uuid_equal (&rec->session, session) &&
-        !(uuid_equal (&rec->lineage, &l) &&
+        !(uuid_equal (&rec->lineage, l) &&
           rec->generation == (uint64_t) generation))
       return error_set (err, EBUSY, "disk '%s' at the destination waits for "
                         "another migration to hand it over (if its source is "
@@ -74,7 +74,7 @@ check_drive (struct drive *d, const struct uuid *session, json_t *disk,
                       d->disk->size, (uint64_t) size);
   if (size % 512 != 0)
     return incoming_malformed ("HELLO", err);
-  return guard_check (d, session, &l,
+  return guard_check (d, session, l,
                       json_is_true (json_object_get (disk, "overwrite")),
                       err);
 }
@@ -152,9 +152,11 @@ new_session (const struct uuid *id, size_t nr, struct error *err)
 
   if (s == NULL || (s->drives = calloc (nr, sizeof *s->drives)) == NULL ||
       (s->held = calloc (nr, sizeof *s->held)) == NULL ||
-      (s->failed = calloc (nr, sizeof *s->failed)) == NULL) {
+      (s->failed = calloc (nr, sizeof *s->failed)) == NULL ||
+      (s->lineages = calloc (nr, sizeof *s->lineages)) == NULL) {
     if (s) {
       free (s->drives);
+      free (s->failed);
       free (s->held);
     }
     free (s);
@@ -215,6 +217,24 @@ hello_size (json_t *disks, size_t i)
                                               "size"));
 }
 
+/* Is another disk than that one just coming?  One that comes anew takes the
+ * place of its own last attempt, and of whoever has gone.
+ */
+static int
+check_others (struct incoming *in, const struct incoming_drive *d,
+              const struct uuid *lineage, struct error *err)
+{
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&in->lock);
+  const struct session *s = d->session;
+
+  for (size_t i = 0; s && s->channels > 0 && i < s->nr; i++)
+    if (s->drives[i] == d->drive && !uuid_equal (&s->lineages[i], lineage))
+      return error_set (err, EBUSY, "another disk is just coming in as disk "
+                        "'%s' at the destination; if that is not to be, "
+                        "cancel that migration at its source", d->drive->name);
+  return 0;
+}
+
 /* Find the drives of a session; all checks come before the first change. */
 static struct session *
 begin_session (struct incoming *in, const struct uuid *id, json_t *disks,
@@ -249,9 +269,12 @@ begin_session (struct incoming *in, const struct uuid *id, json_t *disks,
       }
     s->drives[i] = d->drive;
     pthread_mutex_lock (&d->drive->control);
-    r = d->drive->store ? check_drive (d->drive, id, disk, err)
+    r = d->drive->store ? check_drive (d->drive, id, disk, &s->lineages[i],
+                                       err)
                         : error_set (err, EROFS, "disk '%s' cannot be "
                                      "written at the destination", name);
+    if (r == 0)
+      r = check_others (in, d, &s->lineages[i], err);
     if (r == 0 && resume)
       r = incoming_may_resume (d->drive, id, d->session, err);
     s->held[i] = r == 0 && incoming_holds (d->drive, id);
@@ -352,8 +375,7 @@ incoming_hello (struct incoming_channel *ch, const struct packet_header *h,
     return -1;
   }
   pthread_mutex_lock (&ch->in->lock);
-  old = ch->session;
-  ch->session = s;
+  old = channel_join (ch, s);
   pthread_mutex_unlock (&ch->in->lock);
   session_unref (ch->in, old);
   return 0;

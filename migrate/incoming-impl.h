@@ -29,7 +29,9 @@ struct session {
   size_t nr;
   struct fence fence;    /* has its own lock */
   struct incoming_blobs *blobs; /* has its own lock */
+  struct uuid *lineages; /* read-only: of the disks that are to come */
   unsigned refs;         /* protected by incoming->lock */
+  unsigned channels;     /* the same: connections that are there */
   pthread_mutex_t begin; /* taken before a drive's locks; one sets 'begun' */
   atomic_bool begun;     /* the drives' journals name it: data has come; read
                             without the lock, once it has happened */
@@ -65,6 +67,10 @@ struct incoming_channel {
 
 struct incoming_drive *incoming_find (struct incoming *in, const char *name);
 struct session *session_ref (struct incoming *in, struct session *s);
+/* The channel is one of that session's (or NULL: of none) from here on, and
+ * has its reference.  incoming->lock held; what it had is returned.
+ */
+struct session *channel_join (struct incoming_channel *ch, struct session *s);
 /* That which has that id, with a reference, if it has a drive; or NULL. */
 struct session *incoming_session (struct incoming *in, const struct uuid *id);
 void session_unref (struct incoming *in, struct session *s);

@@ -136,6 +136,7 @@ session_unref (struct incoming *in, struct session *s)
   fence_destroy (&s->fence);
   incoming_blobs_free (s->blobs);
   pthread_mutex_destroy (&s->begin);
+  free (s->lineages);
   free (s->failed);
   free (s->held);
   free (s->drives);
@@ -156,10 +157,28 @@ incoming_open (struct incoming *in, struct drive *d)
   return ch;
 }
 
+struct session *
+channel_join (struct incoming_channel *ch, struct session *s)
+{
+  struct session *old = ch->session;
+
+  if (old)
+    old->channels--;
+  if (s)
+    s->channels++;
+  ch->session = s;
+  return old;
+}
+
 void
 incoming_close (struct incoming_channel *ch)
 {
-  session_unref (ch->in, ch->session);
+  struct session *s;
+
+  pthread_mutex_lock (&ch->in->lock);
+  s = channel_join (ch, NULL);
+  pthread_mutex_unlock (&ch->in->lock);
+  session_unref (ch->in, s);
   free (ch);
 }
 
@@ -175,9 +194,10 @@ session_of (struct incoming_channel *ch, const struct packet_header *h,
   struct session *s = ch->session;
 
   if (s == NULL && (h->type == PACKET_DATA || h->type == PACKET_BLOB)) {
-    s = ch->session = living_session (ch->in, &h->session);
+    s = living_session (ch->in, &h->session);
     if (s)
       s->refs++;
+    channel_join (ch, s);
   }
   if (s == NULL || !uuid_equal (&s->id, &h->session)) {
     error_set (err, ESTALE, "packet of a session that this channel did not "

@@ -552,6 +552,11 @@ test_taken_and_restarted (void **state)
   (void) state;
   ship_ok (&src, ch);
   source_init (&other, 1, DISK_SIZE);
+  /* Not while the first is there: it is another disk. */
+  REFUSED (send_hello (&other, ch, &err), EBUSY, "another disk is just coming");
+  ship_ok (&src, ch);
+  incoming_close (ch);
+  ch = channel ();
   OK (send_hello (&other, ch, &err));
   restart (false, true);
   REFUSED (send_resume (&src, &err), EBUSY, "belongs to another migration");
