@@ -299,6 +299,24 @@ begin_only (struct control *c, json_t *args, const struct migrate_values *v,
   return 0;
 }
 
+/* To a server that is none of ours the data goes, unless something was asked
+ * for that could not.
+ */
+static bool
+may_copy (const struct migrate_values *v)
+{
+  return !v->data_only && v->nr_attach == 0 && v->names.nr_bitmaps == 0 &&
+         (v->hints == NULL || strcmp (v->hints, "fs") != 0);
+}
+
+static void
+say_copying (const char *uri)
+{
+  complain ("%s is another kind of NBD server: a copy of the data goes there "
+            "(as with --data-only); the disks and their bitmaps stay here",
+            uri);
+}
+
 /* A daemon moves its disks. */
 static int
 run_by_daemon (char **args, const struct migrate_values *v)
@@ -308,6 +326,7 @@ run_by_daemon (char **args, const struct migrate_values *v)
   struct progress progress;
   json_t *arguments = NULL;
   int status = STATUS_DONE;
+  bool other = false;
 
   if (c == NULL ||
       (arguments = migrate_arguments (c, args[1], v, &err)) == NULL ||
@@ -319,7 +338,15 @@ run_by_daemon (char **args, const struct migrate_values *v)
   }
   else if (!v->no_wait) {
     progress_init (&progress, v->json);
-    status = follow_migration (c, json_incref (arguments), &progress);
+    status = follow_migration (c, json_incref (arguments), &progress,
+                               may_copy (v) ? &other : NULL);
+    if (other) {
+      progress_break (&progress);
+      say_copying (args[1]);
+      json_object_set_new (arguments, "x-ferry-data-only", json_true ());
+      progress_init (&progress, v->json);
+      status = follow_migration (c, json_incref (arguments), &progress, NULL);
+    }
   }
   json_decref (arguments);
   control_close (c);
@@ -357,6 +384,7 @@ run_here (char **args, size_t nr, const struct migrate_values *v)
     .disks = args, .nr = nr - 1, .uri = args[nr - 1], .state = v->state,
     .params = MIGRATE_PARAMS_DEFAULT, .data_only = v->data_only,
     .bitmaps_to = v->bitmaps_to,
+    .before_copy = may_copy (v) ? say_copying : NULL,
   };
   struct progress progress;
   struct error err;
@@ -488,7 +516,8 @@ const struct command migrate_command = {
     "                          may be given several times\n"
     "  --no-bitmaps            only the data\n"
     "  --data-only             URI is any NBD server: copy the data there, as\n"
-    "                          of one instant; the disk stays here\n"
+    "                          of one instant; the disk stays here (a server\n"
+    "                          of another kind gets that anyhow)\n"
     "  --bitmaps-to FILE       with it, the bitmaps into a new qcow2 image\n"
     "  --state DIR             the state directory of the only DISK\n"
     "  --overwrite             overwrite what is on the destination's disks:\n"

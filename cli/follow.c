@@ -51,6 +51,7 @@ struct follow {
   enum cancel cancel;
   uint64_t cancel_deadline;
   char paused[ERROR_MAX]; /* the reason that was told last, or "" */
+  bool *other;         /* see follow_migration */
   int status;          /* the exit status, or -1: go on */
 };
 
@@ -120,6 +121,15 @@ tell_pause (struct follow *f, const json_t *info, const struct migration *m)
                                                         : "; trying again");
 }
 
+static bool
+is_for_others (const struct follow *f, const json_t *info)
+{
+  const json_t *x = json_object_get (info, "x-ferry");
+
+  return f->other && f->cancel == NOT_ASKED &&
+         json_is_true (json_object_get (x, "other-server"));
+}
+
 static void
 query_reply (struct follow *f, const json_t *msg)
 {
@@ -136,6 +146,11 @@ query_reply (struct follow *f, const json_t *msg)
   if (m.status[0] == '\0' || strcmp (m.status, "none") == 0) {
     error_set (&err, EPROTO, "the daemon knows of no migration any more");
     fail (f, &err, "");
+    return;
+  }
+  if (is_for_others (f, info)) {
+    *f->other = true;
+    f->status = STATUS_FAILED;
     return;
   }
   tell_pause (f, info, &m);
@@ -299,9 +314,10 @@ follow_loop (struct follow *f)
 }
 
 int
-follow_migration (struct control *c, json_t *args, struct progress *p)
+follow_migration (struct control *c, json_t *args, struct progress *p,
+                  bool *other)
 {
-  struct follow f = { .c = c, .progress = p, .status = -1 };
+  struct follow f = { .c = c, .progress = p, .other = other, .status = -1 };
   struct error err;
   sigset_t set, old;
 

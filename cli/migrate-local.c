@@ -318,21 +318,56 @@ report (struct local *l, const struct migrate_info *i)
   }
 }
 
+/* As plain NBD, perhaps after a migration was turned away. */
 static int
-follow (struct local *l)
+copy (struct local *l, struct error *err)
 {
-  struct migrate_info info;
+  const struct migrate_local *m = l->m;
+
+  if (l->outgoing) {
+    outgoing_stop (l->outgoing);
+    outgoing_free (l->outgoing);
+    l->outgoing = NULL;
+  }
+  l->plain = plain_start (l->drives, l->nr, m->uri, m->bitmaps_to, &m->params,
+                          NULL, NULL, err);
+  return l->plain ? 0 : -1;
+}
+
+/* Until it is over, or was left. */
+static void
+stay (struct local *l, struct migrate_info *info)
+{
   uint64_t again = 0;
 
-  while (!is_over (l, &info) && l->interrupts < 2) {
+  while (!is_over (l, info) && l->interrupts < 2) {
     if (again++ % 4 == 0) {
-      json_t *json = info_json (&info);
+      json_t *json = info_json (info);
 
       progress_show (l->progress, json);
       json_decref (json);
     }
     if (wait_for_signal (l, LOOK_MS / 4))
       interrupted (l);
+  }
+}
+
+static int
+follow (struct local *l)
+{
+  struct migrate_info info;
+  struct error err;
+
+  stay (l, &info);
+  if (info.status == MIGRATE_FAILED && info.other_server &&
+      l->m->before_copy && l->interrupts == 0) {
+    progress_break (l->progress);
+    l->m->before_copy (l->m->uri);
+    if (copy (l, &err) == -1) {
+      complain ("%s", err.msg);
+      return STATUS_FAILED;
+    }
+    stay (l, &info);
   }
   /* Past the point of no return it may have failed only to answer. */
   if (l->too_late && info.status == MIGRATE_FAILED)
@@ -346,12 +381,10 @@ begin (struct local *l, struct error *err)
   const struct migrate_local *m = l->m;
 
   if (m->data_only)
-    l->plain = plain_start (l->drives, l->nr, m->uri, m->bitmaps_to,
-                            &m->params, NULL, NULL, err);
-  else
-    l->outgoing = outgoing_start (l->drives, l->nr, m->uri, &m->params, NULL,
-                                  NULL, err);
-  return l->plain || l->outgoing ? 0 : -1;
+    return copy (l, err);
+  l->outgoing = outgoing_start (l->drives, l->nr, m->uri, &m->params, NULL,
+                                NULL, err);
+  return l->outgoing ? 0 : -1;
 }
 
 static int

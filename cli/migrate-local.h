@@ -15,6 +15,8 @@ struct migrate_local {
   struct migrate_params params;
   bool data_only;
   const char *bitmaps_to;  /* with data_only; absolute, or NULL */
+  void (*before_copy) (const char *uri); /* a server of another kind gets a copy
+                              of the data after this; NULL: nothing */
 };
 
 /* Is that a disk, and not the control socket of a daemon? */

@@ -98,6 +98,9 @@ migrate_info_to_json (const struct migrate_info *i)
                     (json_int_t) (completed ? i->downtime_ms
                                   : i->expected_downtime_ms),
                     "disk", disk_info (i), "x-ferry", ferry_info (i));
+  if (i->other_server)
+    json_object_set_new (json_object_get (info, "x-ferry"), "other-server",
+                         json_true ());
   if (i->status == MIGRATE_PAUSED)
     json_object_set_new (json_object_get (info, "x-ferry"), "waits",
                          json_boolean (i->waits));

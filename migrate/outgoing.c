@@ -23,6 +23,7 @@
 #include "clock.h"
 #include "flusher.h"
 #include "forwarding.h"
+#include "other-server.h"
 #include "resume.h"
 
 /* ---- setting up ---- */
@@ -278,6 +279,21 @@ leave (struct outgoing *o, const struct error *why)
   ended (o, MIGRATE_FAILED, why);
 }
 
+/* It has failed before anything was taken over there. */
+static void
+look_who_it_was (struct outgoing *o)
+{
+  bool other;
+
+  if (o->connected || stop_wait (&o->quit, 0))
+    return;
+  other = is_other_server (o->uri, o->shipments[0].name, o->nr == 1,
+                           &o->cancel);
+  pthread_mutex_lock (&o->lock);
+  o->info.other_server = other;
+  pthread_mutex_unlock (&o->lock);
+}
+
 void *
 outgoing_lead (void *arg)
 {
@@ -304,9 +320,11 @@ outgoing_lead (void *arg)
     if (o->connected)
       send_cancel (o);
   }
-  if (cancelled)
+  if (cancelled) {
     ended (o, MIGRATE_CANCELLED, NULL);
-  else
-    ended (o, MIGRATE_FAILED, &err);
+    return NULL;
+  }
+  look_who_it_was (o);
+  ended (o, MIGRATE_FAILED, &err);
   return NULL;
 }

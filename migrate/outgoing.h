@@ -98,6 +98,8 @@ struct migrate_info {
   unsigned pauses;        /* how often it was paused */
   unsigned channels;      /* of the last connection; 0: not known yet */
   bool waits;             /* paused until outgoing_recover */
+  bool other_server;      /* failed: the server is none of ours, and could get
+                             a copy of the data */
   uint64_t bitmap_bytes;  /* bitmap sections on the wire */
   struct migrate_compressed compressed;
   uint64_t throttle_us;   /* how long a write waits now, since writers are

@@ -202,10 +202,6 @@ for session in ({}, {"session": "2f9c0b8e-7a53-4d6e-9d7a-1f0c5d1f8e11"},
     refused("accepts all, session %s" % session, *only_vda(bare(d)),
             says=["parrot.sock|destination"])
     d.stop()
-d = Nbdkit("1G", plugin="memory", name="memory")
-refused("not nbdferry", *only_vda(bare(d)),
-        says=["destination|memory.sock"])
-d.stop()
 
 # ---- a good one, at last ----
 

@@ -231,6 +231,47 @@ def several():
     clear_folder()
 
 
+def by_itself():
+    """A server of another kind gets a copy, and who asked is told; from a
+    daemon, and from a file that nobody has open."""
+    model = make_disk("src.raw", SIZE)
+    src = Nbdkit("disk=vda=src.raw", "control=src.ctl", name="src")
+    ours = Nbdkit("disk=vda=other.raw", "size=%d" % SIZE, name="ours")
+    memory = Nbdkit("%d" % SIZE, plugin="memory", name="target")
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", "q.qcow2",
+                    str(SIZE)], check=True)
+    qsd = Storage({"vda": "q.qcow2"})
+
+    def told(source, uri):
+        p = run_nbdferry("migrate", source, uri, "--json")
+        assert "stay here" in p.stderr and p.stderr.count("\n") == 1, p
+        states = [json.loads(line)["status"] for line in p.stdout.splitlines()]
+        assert states[-1] == "completed" and "failed" not in states, p
+        assert read_all(uri) == model.data
+
+    def turned_away(source):
+        for uri in ours.uri(), ours.uri("vda"):
+            p = run_nbdferry("migrate", source, uri, check=False)
+            assert p.returncode == 1 and "is active" in p.stderr, p
+            assert read_all(uri) == bytes(SIZE)
+
+    for uri in qsd.uri("vda"), memory.uri():
+        told("src.ctl", uri)
+    turned_away("src.ctl")
+    qmp = QMP("src.ctl")
+    qmp.command("migrate", uri=memory.uri())
+    info = wait_for(lambda: (lambda i: i["status"] == "failed" and i)(
+        qmp.command("query-migrate")), "its end")
+    assert info["x-ferry"]["other-server"] is True, info
+    qmp.close()
+    src.stop()
+    told("vda=src.raw", memory.uri())
+    turned_away("vda=src.raw")
+    for server in ours, memory, qsd:
+        server.stop()
+    clear_folder()
+
+
 def refused():
     make_disk("src.raw", SIZE)
     src = Nbdkit("disk=vda=src.raw", "control=src.ctl", name="src")
@@ -240,8 +281,10 @@ def refused():
         p = run_nbdferry("migrate", "src.ctl", *args, check=False)
         assert p.returncode in (1, 2) and text in p.stderr, p.stderr
 
-    # Nobody is surprised by a copy: it must be asked for.
-    fails("--data-only", target.uri())
+    # What cannot go there is not left out.
+    for more in "--attach=x=src.raw", "--bitmap=b", "--hints=fs":
+        fails("--data-only" if more != "--bitmap=b" else "'b'", target.uri(),
+              more)
     fails("has %d bytes" % (SIZE - 512), target.uri(), "--data-only")
     fails("needs --data-only", target.uri(), "--bitmaps-to", "x.qcow2")
     target.stop()
@@ -364,5 +407,6 @@ to_others()
 slow_pieces()
 paced()
 several()
+by_itself()
 refused()
 broken()
