@@ -60,7 +60,8 @@ guard_look (struct disk *disk, const char *name, const char *where,
 
 int
 guard_check (struct drive *d, const struct uuid *session,
-             const struct uuid *lineage, bool overwrite, struct error *err)
+             const struct uuid *lineage, bool others, bool overwrite,
+             struct error *err)
 {
   struct disk *disk = d->disk;
   int held = disk->ops->claim ? disk->ops->claim (disk, err) : 1;
@@ -68,7 +69,7 @@ guard_check (struct drive *d, const struct uuid *session,
 
   if (held == -1)
     return error_prefix (err, "disk '%s' at the destination", d->name);
-  if (!overwrite && !is_ours (d, session, lineage))
+  if (!overwrite && (others || !is_ours (d, session, lineage)))
     r = guard_look (disk, d->name, d->path, err);
   if (held == 0)
     disk->ops->release (disk);

@@ -29,22 +29,37 @@ incoming_malformed (const char *what, struct error *err)
 
 /* ---- HELLO ---- */
 
-/* May this drive be the destination of that disk, whose lineage is put in '*l'?
+/* Is what that session brings for that drive (if anything) another disk? */
+static bool
+is_another (const struct session *s, const struct drive *d,
+            const struct uuid *lineage)
+{
+  for (size_t i = 0; s && i < s->nr; i++)
+    if (s->drives[i] == d)
+      return !uuid_equal (&s->lineages[i], lineage);
+  return false;
+}
+
+/* May this drive be the destination of that disk, of the lineage 'l'?  'last':
+ * the session that it belongs to, or NULL; 'taken': which is at work.
  */
 static int
 check_drive (struct drive *d, const struct uuid *session, json_t *disk,
-             struct uuid *l, struct error *err)
+             const struct session *last, const struct uuid *l, bool taken,
+             struct error *err)
 {
   const struct journal_record *rec = journal_get (d->journal);
-  const char *lineage = NULL;
   json_int_t size = -1, generation = -1;
 
-  if (json_unpack (disk, "{s:I, s:s, s:I}", "size", &size, "lineage",
-                   &lineage, "generation", &generation) == -1 ||
-      !uuid_parse (lineage, l))
+  if (json_unpack (disk, "{s:I, s:I}", "size", &size, "generation",
+                   &generation) == -1)
     return incoming_malformed ("HELLO", err);
   switch (d->mode) {
   case DRIVE_INCOMING:
+    if (taken)
+      return error_set (err, EBUSY, "another disk is just coming in as disk "
+                        "'%s' at the destination; if that is not to be, "
+                        "cancel that migration at its source", d->name);
     break;
   case DRIVE_PREPARED:
     /* Its source may have let go of it, unless it is that very disk which
@@ -74,7 +89,7 @@ check_drive (struct drive *d, const struct uuid *session, json_t *disk,
                       d->disk->size, (uint64_t) size);
   if (size % 512 != 0)
     return incoming_malformed ("HELLO", err);
-  return guard_check (d, session, l,
+  return guard_check (d, session, l, is_another (last, d, l),
                       json_is_true (json_object_get (disk, "overwrite")),
                       err);
 }
@@ -220,19 +235,14 @@ hello_size (json_t *disks, size_t i)
 /* Is another disk than that one just coming?  One that comes anew takes the
  * place of its own last attempt, and of whoever has gone.
  */
-static int
-check_others (struct incoming *in, const struct incoming_drive *d,
-              const struct uuid *lineage, struct error *err)
+static bool
+is_taken (struct incoming *in, const struct incoming_drive *d,
+          const struct uuid *lineage)
 {
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&in->lock);
-  const struct session *s = d->session;
 
-  for (size_t i = 0; s && s->channels > 0 && i < s->nr; i++)
-    if (s->drives[i] == d->drive && !uuid_equal (&s->lineages[i], lineage))
-      return error_set (err, EBUSY, "another disk is just coming in as disk "
-                        "'%s' at the destination; if that is not to be, "
-                        "cancel that migration at its source", d->drive->name);
-  return 0;
+  return d->session && d->session->channels > 0 &&
+         is_another (d->session, d->drive, lineage);
 }
 
 /* Find the drives of a session; all checks come before the first change. */
@@ -254,7 +264,10 @@ begin_session (struct incoming *in, const struct uuid *id, json_t *disks,
   for (size_t i = 0; i < nr; i++) {
     json_t *disk = json_array_get (disks, i);
     const char *name = json_string_value (json_object_get (disk, "name"));
+    const char *lineage =
+      json_string_value (json_object_get (disk, "lineage"));
     struct incoming_drive *d = name ? incoming_find (in, name) : NULL;
+    bool taken;
     int r;
 
     if (d == NULL) {
@@ -268,13 +281,16 @@ begin_session (struct incoming *in, const struct uuid *id, json_t *disks,
         goto fail;
       }
     s->drives[i] = d->drive;
+    if (lineage == NULL || !uuid_parse (lineage, &s->lineages[i])) {
+      incoming_malformed ("HELLO", err);
+      goto fail;
+    }
+    taken = is_taken (in, d, &s->lineages[i]);
     pthread_mutex_lock (&d->drive->control);
-    r = d->drive->store ? check_drive (d->drive, id, disk, &s->lineages[i],
-                                       err)
+    r = d->drive->store ? check_drive (d->drive, id, disk, d->session,
+                                       &s->lineages[i], taken, err)
                         : error_set (err, EROFS, "disk '%s' cannot be "
                                      "written at the destination", name);
-    if (r == 0)
-      r = check_others (in, d, &s->lineages[i], err);
     if (r == 0 && resume)
       r = incoming_may_resume (d->drive, id, d->session, err);
     s->held[i] = r == 0 && incoming_holds (d->drive, id);
