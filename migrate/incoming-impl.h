@@ -96,7 +96,7 @@ int incoming_blobs_publish (const char *state_dir, const struct uuid *session,
                             struct error *err);
 int incoming_blobs_drop (const char *state_dir, struct error *err);
 
-/* incoming-control.c: before the first data of a session is written, each of
+/* incoming-hello.c: before the first data of a session is written, each of
  * its drives' journals says so.  Any thread, inside the session's fence.
  */
 int incoming_begin (struct session *s, struct error *err);
@@ -127,7 +127,15 @@ void incoming_expect (struct session *s);
 /* For the status block: what the drives of the session hold. */
 json_t *incoming_held_json (struct session *s);
 
-/* incoming-control.c; in->control is held.  'body' is the packet's JSON. */
+/* incoming-hello.c: the drive is a destination without anything.  Control
+ * held.
+ */
+int incoming_take_drive (struct drive *d, const struct uuid *session,
+                         struct error *err);
+
+/* incoming-hello.c, and incoming-control.c; in->control is held.  'body' is the
+ * packet's JSON.
+ */
 int incoming_hello (struct incoming_channel *ch,
                     const struct packet_header *h, json_t *body,
                     struct error *err);
