@@ -9,16 +9,19 @@
 
 #include <errno.h>
 #include <inttypes.h>
+#include <linux/magic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <sys/vfs.h>
 
 #include "cleanup.h"
 #include "clock.h"
 #include "drive.h"
 #include "keeper.h"
 #include "load.h"
+#include "remote.h"
 #include "rounded.h"
 #include "source.h"
 #include "takeover.h"
@@ -85,6 +88,21 @@ serve_part (struct drive *d, const struct journal_record *rec,
   return 0;
 }
 
+/* A device outlives the machine's end, but what stands beside it in /dev does
+ * not: the bitmaps, and that the disk has been handed over.
+ */
+static void
+warn_of_memory (const struct drive *d)
+{
+  struct statfs fs;
+
+  if (d->disk->fixed_size && !remote_is_uri (d->path) &&
+      statfs (d->state_dir, &fs) == 0 && fs.f_type == TMPFS_MAGIC)
+    drive_log ("disk '%s': what is kept of it, in %s, is in memory and goes "
+               "when the machine is started again; give it another state=DIR",
+               d->name, d->state_dir);
+}
+
 static int
 open_state (struct drive *d, const struct drive_options *opt,
             struct error *err)
@@ -97,6 +115,7 @@ open_state (struct drive *d, const struct drive_options *opt,
   if (mkdir (d->state_dir, 0700) == -1 && errno != EEXIST)
     return error_set (err, errno, "create the state directory %s: %m",
                       d->state_dir);
+  warn_of_memory (d);
   if (asprintf (&path, "%s/journal", d->state_dir) == -1) {
     path = NULL;
     return error_set (err, ENOMEM, "%m");

@@ -4,6 +4,8 @@
 """On loop devices: a disk is served from one, backed up to another one (in full,
 and what has changed), restored to one, synced from, and moved to one."""
 
+import shutil
+
 from ferrytest import *
 from chaintest import *
 from migratetest import granules, LoggingWriter, settle
@@ -125,7 +127,22 @@ def moved():
     qemu_img_check("dst.state/bitmaps.qcow2")
 
 
+def in_memory():
+    """Its state, without state=, is in /dev, which goes with the machine."""
+    state = small + ".ferry"
+    d = Nbdkit("disk=vda=" + small, name="small")
+    try:
+        d.stop()
+        told = "is in memory and goes" in d.log_text()
+        kind = subprocess.run(["stat", "-f", "-c", "%T", state], text=True,
+                              stdout=subprocess.PIPE, check=True).stdout
+        assert told == (kind.strip() == "tmpfs"), (kind, d.log_text())
+    finally:
+        shutil.rmtree(state)
+
+
 models = []
+in_memory()
 backups()
 restored()
 moved()
