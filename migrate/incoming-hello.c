@@ -349,7 +349,7 @@ incoming_hello (struct incoming_channel *ch, const struct packet_header *h,
                 json_t *body, struct error *err)
 {
   json_t *disks = json_object_get (body, "disks");
-  bool resume = json_is_true (json_object_get (body, "resume"));
+  bool resume = json_is_true (json_object_get (body, "resume")), again;
   struct session *s, *old;
 
   if (!json_is_array (disks) || !incoming_is_epoch (h->epoch))
@@ -360,6 +360,7 @@ incoming_hello (struct incoming_channel *ch, const struct packet_header *h,
     if (s == NULL)
       return -1;
   }
+  again = fence_is_at (&s->fence, h->epoch); /* one more channel */
   if (fence_raise (&s->fence, h->epoch) == -1) {
     bool closed = fence_is_at (&s->fence, SESSION_CLOSED);
 
@@ -368,7 +369,8 @@ incoming_hello (struct incoming_channel *ch, const struct packet_header *h,
                                "of this one at the destination")
                   : error_set (err, ESTALE, "handshake of an older connection");
   }
-  incoming_expect (s);
+  if (!again)
+    incoming_expect (s);
   /* It was prepared, but the source has not let go: it would not ask. */
   if (resume && (check_sizes (s, disks, err) == -1 ||
                  incoming_unprepare (s, err) == -1)) {

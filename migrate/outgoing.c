@@ -285,12 +285,15 @@ look_who_it_was (struct outgoing *o)
 {
   bool other;
 
-  if (o->connected || stop_wait (&o->quit, 0))
+  pthread_mutex_lock (&o->lock);
+  other = !o->cancelled && !o->connected;
+  pthread_mutex_unlock (&o->lock);
+  if (!other || stop_wait (&o->quit, 0))
     return;
   other = is_other_server (o->uri, o->shipments[0].name, o->nr == 1,
                            &o->cancel);
   pthread_mutex_lock (&o->lock);
-  o->info.other_server = other;
+  o->info.other_server = other && !o->cancelled;
   pthread_mutex_unlock (&o->lock);
 }
 
@@ -302,6 +305,8 @@ outgoing_lead (void *arg)
   int r = run_connections (o, &err);
   bool cancelled, let_go;
 
+  if (r == -1)
+    look_who_it_was (o);
   pthread_mutex_lock (&o->lock);
   cancelled = o->cancelled;
   let_go = o->let_go;
@@ -320,11 +325,9 @@ outgoing_lead (void *arg)
     if (o->connected)
       send_cancel (o);
   }
-  if (cancelled) {
+  if (cancelled)
     ended (o, MIGRATE_CANCELLED, NULL);
-    return NULL;
-  }
-  look_who_it_was (o);
-  ended (o, MIGRATE_FAILED, &err);
+  else
+    ended (o, MIGRATE_FAILED, &err);
   return NULL;
 }
