@@ -519,12 +519,12 @@ copy_approve (struct copy *c)
 }
 
 void
-copy_stop (struct copy *c)
+copy_stop (struct copy *c, const struct error *why)
 {
-  struct error err;
+  struct error given_up;
 
-  error_set (&err, ECANCELED, "given up");
-  fail (c, &err);
+  error_set (&given_up, ECANCELED, "given up");
+  fail (c, why ? why : &given_up);
 }
 
 int

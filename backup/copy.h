@@ -60,8 +60,10 @@ bool copy_wait (struct copy *c, uint64_t ns);
  */
 void copy_approve (struct copy *c);
 
-/* Give up; copy_end will say ECANCELED.  Any thread. */
-void copy_stop (struct copy *c);
+/* Give up; copy_end will say 'why' (NULL: ECANCELED), unless something has
+ * failed before.  Any thread.
+ */
+void copy_stop (struct copy *c, const struct error *why);
 
 /* Wait for all threads, and free it.  0: all was copied (not flushed; an
  * archive has its END), -1: the first error.

@@ -216,7 +216,7 @@ op_stop (void *opaque)
 {
   struct under_way *u = opaque;
 
-  copy_stop (u->copy);
+  copy_stop (u->copy, NULL);
 }
 
 static void
@@ -307,8 +307,8 @@ copy_disk (struct backup *b, struct backup_disk *d, struct out *o,
     .compression = { .how = MIGRATE_COMPRESSION_ZSTD },
   };
   struct under_way u = { NULL, &b->session, d };
-  struct error why = { 0 };
-  int r, checked;
+  struct error why;
+  int r;
 
   if (b->v->has_compression)
     opt.compression = b->v->compression;
@@ -324,22 +324,17 @@ copy_disk (struct backup *b, struct backup_disk *d, struct out *o,
   copying_begin (&b->progress, d->node, d->needed);
   if (!copying_wait (&b->progress, &ops, &u))
     leave (b);
-  checked = copying_interrupted (&b->progress)
-              ? -1
-              : session_check (&b->session, &why);
-  if (checked == 0)
-    copy_approve (u.copy);
+  if (copying_interrupted (&b->progress))
+    copy_stop (u.copy, NULL);
+  else if (session_check (&b->session, &why) == -1)
+    copy_stop (u.copy, &why);
   else
-    copy_stop (u.copy);
+    copy_approve (u.copy);
   if (!copying_wait (&b->progress, &ops, &u))
     leave (b);
   copying_break (&b->progress);
   r = copy_end (u.copy, err);
   direct_close (opt.direct);
-  if (r == -1 && err->errnum != ECANCELED)
-    return -1;
-  if (checked == -1 && !copying_interrupted (&b->progress))
-    return error_set (err, why.errnum, "%s", why.msg);
   if (r == -1)
     return -1;
   if (copying_interrupted (&b->progress))
