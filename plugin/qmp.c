@@ -50,6 +50,7 @@ struct client {
   /* The thread's own. */
   struct qmp_session session;
   struct qmp_frame frame;
+  int end_fd; /* of qmp_stop_fd, or -1 */
 
   enum slot_state state; /* protected by server.lock */
 
@@ -332,21 +333,12 @@ talk (struct client *c)
   }
 }
 
-static _Thread_local uint64_t number; /* of this thread's client */
+static _Thread_local struct client *self; /* this thread's */
 
 uint64_t
 qmp_client (void)
 {
-  return number;
-}
-
-/* The server's stop, and the end of this thread's client. */
-static _Thread_local int give_up_fd;
-
-int
-qmp_stop_fd (void)
-{
-  return give_up_fd;
+  return self->number;
 }
 
 /* Readable when there is no use in going on for that client. */
@@ -367,19 +359,27 @@ watch_end (const struct client *c)
   return -1;
 }
 
+/* Few commands need it. */
+int
+qmp_stop_fd (void)
+{
+  if (self->end_fd == -1)
+    self->end_fd = watch_end (self);
+  return self->end_fd >= 0 ? self->end_fd : server.stop_fd;
+}
+
 static void *
 client_main (void *arg)
 {
   struct client *c = arg;
-  int watch = watch_end (c);
   char *line;
 
-  number = c->number;
-  give_up_fd = watch >= 0 ? watch : server.stop_fd;
+  self = c;
+  c->end_fd = -1;
   talk (c);
   views_client_gone (c->number);
-  if (watch >= 0)
-    close (watch);
+  if (c->end_fd >= 0)
+    close (c->end_fd);
 
   /* No more events: those are for clients that are RUNNING.  The descriptors
    * are closed under the lock, so that no event is written to another's.
