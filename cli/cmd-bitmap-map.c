@@ -84,6 +84,7 @@ write_svg (const struct dirty_map *m, const char *path)
   CLEANUP_CLOSE int used = -1;
   struct error err;
   struct stat st;
+  bool exists;
   FILE *f;
   int r;
 
@@ -91,11 +92,12 @@ write_svg (const struct dirty_map *m, const char *path)
     map_print_svg (m, stdout);
     return output_finish ();
   }
-  if (stat (path, &st) == 0 && S_ISBLK (st.st_mode)) {
+  exists = stat (path, &st) == 0;
+  if (exists && S_ISBLK (st.st_mode)) {
     complain ("%s is a block device", path);
     return -1;
   }
-  if (stat (path, &st) == 0 && S_ISREG (st.st_mode) &&
+  if (exists && S_ISREG (st.st_mode) &&
       (used = keep_out_of_use (path, &err)) == -1) {
     complain ("%s", err.msg);
     return -1;

@@ -28,10 +28,12 @@ why_not_cancelled (struct control *c)
   return NULL;
 }
 
-/* One QMP command that returns nothing. */
+/* One QMP command that returns nothing; if there is 'why_not', that may have
+ * meant nothing.
+ */
 static int
 run_one (const char *control, const char *command, json_t *args,
-         const char *done)
+         const char *(*why_not) (struct control *c), const char *done)
 {
   const char *why = NULL;
   struct error err = { 0 };
@@ -43,8 +45,8 @@ run_one (const char *control, const char *command, json_t *args,
     result = control_command (c, command, args, &err);
   else
     json_decref (args);
-  if (result && strcmp (command, "migrate-cancel") == 0)
-    why = why_not_cancelled (c);
+  if (result && why_not)
+    why = why_not (c);
   if (result == NULL || why)
     complain ("%s", why ? why : err.msg);
   else {
@@ -64,25 +66,25 @@ recover_run (const struct command *cmd, char **args, void *values)
   (void) cmd, (void) values;
   if (args[1])
     json_object_set_new (a, "uri", json_string (args[1]));
-  return run_one (args[0], "migrate-recover", a, "trying again; 'nbdferry "
-                  "status' says how it goes");
+  return run_one (args[0], "migrate-recover", a, NULL, "trying again; "
+                  "'nbdferry status' says how it goes");
 }
 
 static int
 pause_run (const struct command *cmd, char **args, void *values)
 {
   (void) cmd, (void) values;
-  return run_one (args[0], "migrate-pause", json_object (), "the migration is "
-                  "paused until 'nbdferry migrate-recover'");
+  return run_one (args[0], "migrate-pause", json_object (), NULL, "the "
+                  "migration is paused until 'nbdferry migrate-recover'");
 }
 
 static int
 cancel_run (const struct command *cmd, char **args, void *values)
 {
   (void) cmd, (void) values;
-  return run_one (args[0], "migrate-cancel", json_object (), "the migration, "
-                  "if there was one, is cancelled; the source serves its "
-                  "disks");
+  return run_one (args[0], "migrate-cancel", json_object (), why_not_cancelled,
+                  "the migration, if there was one, is cancelled; the source "
+                  "serves its disks");
 }
 
 const struct command migrate_recover_command = {
