@@ -179,6 +179,18 @@ write_ok (struct qcow2 *q, const struct qcow2_entry *e, size_t nr)
     fail_msg ("%s", err.msg);
 }
 
+/* A new sidecar with one bitmap, '*e'. */
+static inline struct qcow2 *
+create_with (uint64_t size, struct qcow2_entry *e, const char *name,
+             unsigned shift, bool autoflag)
+{
+  struct qcow2 *q = open_ok (size, QCOW2_CREATED);
+
+  *e = new_entry (q, name, shift, autoflag);
+  write_ok (q, e, 1);
+  return q;
+}
+
 static inline bool
 test_bit (const uint64_t *words, uint64_t i)
 {

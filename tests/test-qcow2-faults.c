@@ -28,9 +28,7 @@ test_in_use_at_open (void **state)
 
   unlink (sidecar);
   make_disk (MIB);
-  q = open_ok (MIB, QCOW2_CREATED);
-  e = new_entry (q, "a", 16, true);
-  write_ok (q, &e, 1);
+  q = create_with (MIB, &e, "a", 16, true);
   close_ok (q);
   directory = peek64 (QCOW2_HEADER_LENGTH + 8 + 16);
   peek (directory + 12, &flags, 4);
@@ -60,9 +58,7 @@ test_failed_sync (void **state)
 
   for (int how = 0; how < 3; ++how) {
     unlink (sidecar);
-    q = open_ok (MIB, QCOW2_CREATED);
-    e = new_entry (q, "a", 16, true);
-    write_ok (q, &e, 1);
+    q = create_with (MIB, &e, "a", 16, true);
     fail_syncs = 1;
     if (how == 0)
       assert_int_equal (qcow2_sync (q, &err), -1);
@@ -117,9 +113,7 @@ test_renamed_meanwhile (void **state)
 
   snprintf (other, sizeof other, "%s.other", sidecar);
   unlink (sidecar);
-  q = open_ok (MIB, QCOW2_CREATED);
-  e = new_entry (q, "theirs", 16, true);
-  write_ok (q, &e, 1);
+  q = create_with (MIB, &e, "theirs", 16, true);
   close_ok (q);
   assert_int_equal (rename (sidecar, other), 0);
   close_ok (open_ok (MIB, QCOW2_CREATED));

@@ -27,9 +27,7 @@ test_none (void **state)
 
   unlink (sidecar);
   make_disk (10 * MIB + 512);
-  q = open_ok (10 * MIB + 512, QCOW2_CREATED);
-  e = new_entry (q, "gone", 16, true);
-  write_ok (q, &e, 1);
+  q = create_with (10 * MIB + 512, &e, "gone", 16, true);
   write_ok (q, NULL, 0);
   qcow2_free (q, e.bits);
   close_ok (q);
@@ -94,9 +92,7 @@ test_tables_changed (void **state)
       unlink (sidecar);
       make_disk (64 * MIB);
       RUN_OK ("qemu-io", "-f", "raw", "-c", "write -P 0x5a 8M 512", disk);
-      q = open_ok (64 * MIB, QCOW2_CREATED);
-      e = new_entry (q, "a", 9, true);
-      write_ok (q, &e, 1);
+      q = create_with (64 * MIB, &e, "a", 9, true);
       set_bit (qcow2_words (e.bits), 77);
       if (crash)
         qcow2_abandon (q);

@@ -223,9 +223,7 @@ test_no_space (void **state)
 
   unlink (sidecar);
   make_disk (GIB);
-  q = open_ok (GIB, QCOW2_CREATED);
-  e = new_entry (q, "a", 16, true);
-  write_ok (q, &e, 1);
+  q = create_with (GIB, &e, "a", 16, true);
   assert_int_equal (stat (sidecar, &st), 0);
   signal (SIGXFSZ, SIG_IGN);
   getrlimit (RLIMIT_FSIZE, &old);
@@ -372,9 +370,7 @@ test_become_inconsistent (void **state)
 
   unlink (sidecar);
   make_disk (GIB);
-  q = open_ok (GIB, QCOW2_CREATED);
-  e = new_entry (q, "a", 9, true);
-  write_ok (q, &e, 1);
+  q = create_with (GIB, &e, "a", 9, true);
   memset (qcow2_words (e.bits), 0xff, 4096);
   e.inconsistent = true;
   write_ok (q, &e, 1);
@@ -397,9 +393,7 @@ test_garbage_then_growth (void **state)
 
   unlink (sidecar);
   make_disk (512 * 5);
-  q = open_ok (512 * 5, QCOW2_CREATED);
-  e = new_entry (q, "off", 9, false);
-  write_ok (q, &e, 1);
+  q = create_with (512 * 5, &e, "off", 9, false);
   qcow2_words (e.bits)[0] = UINT64_MAX;
   close_ok (q);
   q = open_ok (512 * 90, QCOW2_CLEAN);
@@ -520,9 +514,7 @@ test_terabyte (void **state)
 
   unlink (sidecar);
   make_disk (TIB);
-  q = open_ok (TIB, QCOW2_CREATED);
-  e = new_entry (q, "a", 16, true);
-  write_ok (q, &e, 1);
+  q = create_with (TIB, &e, "a", 16, true);
   close_ok (q);
   assert_int_equal (stat (sidecar, &st), 0);
   assert_true (st.st_blocks * 512 < 16 * (off_t) MIB);
