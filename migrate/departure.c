@@ -147,18 +147,12 @@ try_again (struct departure *p, uint64_t *wait, struct error *said,
 static struct client *
 open_peer (struct departure *p, const struct where *w, struct error *err)
 {
-  CLEANUP_FREE char *export = NULL;
-  struct client *c;
+  struct client *c = connect_destination (w->uri, w->name, &p->again,
+                                          CONNECT_TIMEOUT_MS,
+                                          COMMIT_TIMEOUT_MS, err);
 
-  if (asprintf (&export, "%s@incoming", w->name) == -1) {
-    export = NULL;
-    error_set (err, ENOMEM, "%m");
-    return NULL;
-  }
-  c = client_connect (w->uri, export, &p->again, CONNECT_TIMEOUT_MS, err);
   if (c == NULL)
     return NULL;
-  client_set_timeout (c, COMMIT_TIMEOUT_MS);
   if (check_destination (c, err) != -1 &&
       check_prepared (c, &w->session, w->attempt, &w->lineage, err) == 0)
     return c;

@@ -172,6 +172,14 @@ int64_t engine_round_trip (struct client *c);
  */
 int check_destination (struct client *c, struct error *err);
 
+/* Connect to the export to which that disk would come; it may be no
+ * destination of ours.  Later calls wait for at most 'answer_ms'.
+ */
+struct client *connect_destination (const char *uri, const char *disk,
+                                    const struct stop *stop,
+                                    unsigned connect_ms, unsigned answer_ms,
+                                    struct error *err);
+
 /* After HELLO was acknowledged: does the destination say so itself? */
 int check_session (struct client *c, const struct uuid *session,
                    struct error *err);

@@ -221,10 +221,7 @@ still_comes (struct drive *d, struct error *err)
 {
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&d->list);
 
-  if (d->mode == DRIVE_INCOMING)
-    return 0;
-  return error_set (err, EPROTO, "disk '%s' is %s; no attached file can come",
-                    d->name, drive_mode_name (d->mode));
+  return incoming_takes_data (d, err);
 }
 
 int

@@ -112,6 +112,15 @@ write_extents (struct drive *d, const uint8_t *buf,
 }
 
 int
+incoming_takes_data (const struct drive *d, struct error *err)
+{
+  if (d->mode == DRIVE_INCOMING)
+    return 0;
+  return error_set (err, EPROTO, "disk '%s' is %s; it takes no data", d->name,
+                    drive_mode_name (d->mode));
+}
+
+int
 incoming_data (struct session *s, const uint8_t *buf,
                const struct packet_header *h, struct error *err)
 {
@@ -136,10 +145,9 @@ incoming_data (struct session *s, const uint8_t *buf,
     payload = raw;
   }
   pthread_mutex_lock (&d->list);
-  r = d->mode == DRIVE_INCOMING
-        ? sections (d, buf, h, false, err)
-        : error_set (err, EPROTO, "disk '%s' is %s; it takes no data",
-                     d->name, drive_mode_name (d->mode));
+  r = incoming_takes_data (d, err);
+  if (r == 0)
+    r = sections (d, buf, h, false, err);
   pthread_mutex_unlock (&d->list);
   if (r == -1 || incoming_begin (s, err) == -1)
     return -1;

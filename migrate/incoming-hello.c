@@ -17,24 +17,17 @@
 
 /* ---- may it? ---- */
 
-/* Is what that session brings for that drive (if anything) another disk? */
-static bool
-is_another (const struct session *s, const struct drive *d,
-            const struct uuid *lineage)
-{
-  for (size_t i = 0; s && i < s->nr; i++)
-    if (s->drives[i] == d)
-      return !uuid_equal (&s->lineages[i], lineage);
-  return false;
-}
+/* Whose is what the session before this one brings for a drive? */
+enum before {
+  NOBODYS, /* or that of the same disk */
+  LEFT,    /* another disk's, which has gone */
+  COMING,  /* another disk's, which has a connection */
+};
 
-/* May this drive be the destination of that disk, of the lineage 'l'?  'last':
- * the session that it belongs to, or NULL; 'taken': which is at work.
- */
+/* May this drive be the destination of that disk, of the lineage 'l'? */
 static int
 check_drive (struct drive *d, const struct uuid *session, json_t *disk,
-             const struct session *last, const struct uuid *l, bool taken,
-             struct error *err)
+             const struct uuid *l, enum before before, struct error *err)
 {
   const struct journal_record *rec = journal_get (d->journal);
   json_int_t size = -1, generation = -1;
@@ -44,7 +37,7 @@ check_drive (struct drive *d, const struct uuid *session, json_t *disk,
     return incoming_malformed ("HELLO", err);
   switch (d->mode) {
   case DRIVE_INCOMING:
-    if (taken)
+    if (before == COMING)
       return error_set (err, EBUSY, "another disk is just coming in as disk "
                         "'%s' at the destination; if that is not to be, "
                         "cancel that migration at its source", d->name);
@@ -77,7 +70,7 @@ check_drive (struct drive *d, const struct uuid *session, json_t *disk,
                       d->disk->size, (uint64_t) size);
   if (size % 512 != 0)
     return incoming_malformed ("HELLO", err);
-  return guard_check (d, session, l, is_another (last, d, l),
+  return guard_check (d, session, l, before != NOBODYS,
                       json_is_true (json_object_get (disk, "overwrite")),
                       err);
 }
@@ -135,10 +128,9 @@ incoming_begin (struct session *s, struct error *err)
     int r;
 
     pthread_mutex_lock (&d->control);
-    r = d->mode == DRIVE_INCOMING
-          ? guard_hold (d, err)
-          : error_set (err, EPROTO, "disk '%s' is %s; nothing can come for it",
-                       d->name, drive_mode_name (d->mode));
+    r = incoming_takes_data (d, err);
+    if (r == 0)
+      r = guard_hold (d, err);
     if (r == 0)
       r = incoming_record (d, &s->id, false, err);
     pthread_mutex_unlock (&d->control);
@@ -155,14 +147,9 @@ new_session (const struct uuid *id, size_t nr, struct error *err)
   struct session *s = calloc (1, sizeof *s);
 
   if (s == NULL || (s->drives = calloc (nr, sizeof *s->drives)) == NULL ||
-      (s->held = calloc (nr, sizeof *s->held)) == NULL ||
-      (s->failed = calloc (nr, sizeof *s->failed)) == NULL ||
-      (s->lineages = calloc (nr, sizeof *s->lineages)) == NULL) {
-    if (s) {
+      (s->disks = calloc (nr, sizeof *s->disks)) == NULL) {
+    if (s)
       free (s->drives);
-      free (s->failed);
-      free (s->held);
-    }
     free (s);
     error_set (err, ENOMEM, "%m");
     return NULL;
@@ -221,17 +208,55 @@ hello_size (json_t *disks, size_t i)
                                               "size"));
 }
 
-/* Is another disk than that one just coming?  One that comes anew takes the
- * place of its own last attempt, and of whoever has gone.
+/* One that comes anew takes the place of its own last attempt, and of whoever
+ * has gone.
  */
-static bool
-is_taken (struct incoming *in, const struct incoming_drive *d,
-          const struct uuid *lineage)
+static enum before
+look_before (struct incoming *in, const struct incoming_drive *d,
+             const struct uuid *lineage)
 {
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&in->lock);
+  const struct session *s = d->session;
 
-  return d->session && d->session->channels > 0 &&
-         is_another (d->session, d->drive, lineage);
+  for (size_t i = 0; s && i < s->nr; i++)
+    if (s->drives[i] == d->drive &&
+        !uuid_equal (&s->disks[i].lineage, lineage))
+      return s->channels > 0 ? COMING : LEFT;
+  return NOBODYS;
+}
+
+/* Find the drive for a disk of the new session, and check whether it may be. */
+static int
+find_drive (struct incoming *in, struct session *s, size_t i, json_t *disk,
+            bool resume, struct error *err)
+{
+  const char *name = json_string_value (json_object_get (disk, "name"));
+  const char *text = json_string_value (json_object_get (disk, "lineage"));
+  struct incoming_drive *id = name ? incoming_find (in, name) : NULL;
+  struct uuid *lineage = &s->disks[i].lineage;
+  enum before before;
+  struct drive *d;
+  int r;
+
+  if (id == NULL)
+    return error_set (err, ENOENT, "the destination has no disk '%s'",
+                      name ? name : "");
+  d = id->drive;
+  for (size_t k = 0; k < i; k++)
+    if (s->drives[k] == d)
+      return incoming_malformed ("HELLO", err);
+  s->drives[i] = d;
+  if (text == NULL || !uuid_parse (text, lineage))
+    return incoming_malformed ("HELLO", err);
+  before = look_before (in, id, lineage);
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&d->control);
+  r = d->store ? check_drive (d, &s->id, disk, lineage, before, err)
+               : error_set (err, EROFS, "disk '%s' cannot be written at the "
+                            "destination", name);
+  if (r == 0 && resume)
+    r = incoming_may_resume (d, &s->id, id->session, err);
+  s->disks[i].held = r == 0 && incoming_holds (d, &s->id);
+  return r;
 }
 
 /* Find the drives of a session; all checks come before the first change. */
@@ -250,43 +275,9 @@ begin_session (struct incoming *in, const struct uuid *id, json_t *disks,
   s = new_session (id, nr, err);
   if (s == NULL)
     return NULL;
-  for (size_t i = 0; i < nr; i++) {
-    json_t *disk = json_array_get (disks, i);
-    const char *name = json_string_value (json_object_get (disk, "name"));
-    const char *lineage =
-      json_string_value (json_object_get (disk, "lineage"));
-    struct incoming_drive *d = name ? incoming_find (in, name) : NULL;
-    bool taken;
-    int r;
-
-    if (d == NULL) {
-      error_set (err, ENOENT, "the destination has no disk '%s'",
-                 name ? name : "");
+  for (size_t i = 0; i < nr; i++)
+    if (find_drive (in, s, i, json_array_get (disks, i), resume, err) == -1)
       goto fail;
-    }
-    for (size_t k = 0; k < i; k++)
-      if (s->drives[k] == d->drive) {
-        incoming_malformed ("HELLO", err);
-        goto fail;
-      }
-    s->drives[i] = d->drive;
-    if (lineage == NULL || !uuid_parse (lineage, &s->lineages[i])) {
-      incoming_malformed ("HELLO", err);
-      goto fail;
-    }
-    taken = is_taken (in, d, &s->lineages[i]);
-    pthread_mutex_lock (&d->drive->control);
-    r = d->drive->store ? check_drive (d->drive, id, disk, d->session,
-                                       &s->lineages[i], taken, err)
-                        : error_set (err, EROFS, "disk '%s' cannot be "
-                                     "written at the destination", name);
-    if (r == 0 && resume)
-      r = incoming_may_resume (d->drive, id, d->session, err);
-    s->held[i] = r == 0 && incoming_holds (d->drive, id);
-    pthread_mutex_unlock (&d->drive->control);
-    if (r == -1)
-      goto fail;
-  }
   s->blobs = incoming_blobs_new (s->drives[0]->state_dir);
   if (s->blobs == NULL) {
     error_set (err, ENOMEM, "%m");

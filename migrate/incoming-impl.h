@@ -22,6 +22,14 @@ incoming_is_epoch (uint64_t epoch)
   return epoch != 0 && epoch != SESSION_CLOSED;
 }
 
+struct session_disk {
+  struct uuid lineage;   /* read-only: of the disk that is to come */
+  bool held;             /* read-only: the drive holds what an earlier process
+                            got of this session */
+  atomic_uint_fast64_t failed; /* how many flushes had failed when this epoch
+                            began (incoming_sync) */
+};
+
 /* One migration that is coming in: some drives that move together. */
 struct session {
   struct uuid id;        /* read-only, as are the drives */
@@ -29,16 +37,12 @@ struct session {
   size_t nr;
   struct fence fence;    /* has its own lock */
   struct incoming_blobs *blobs; /* has its own lock */
-  struct uuid *lineages; /* read-only: of the disks that are to come */
   unsigned refs;         /* protected by incoming->lock */
   unsigned channels;     /* the same: connections that are there */
   pthread_mutex_t begin; /* taken before a drive's locks; one sets 'begun' */
   atomic_bool begun;     /* the drives' journals name it: data has come; read
                             without the lock, once it has happened */
-  bool *held;            /* read-only: that drive holds what an earlier process
-                            got of this session */
-  atomic_uint_fast64_t *failed; /* of each drive: how many flushes had failed
-                            when this epoch began (incoming_sync) */
+  struct session_disk *disks; /* what else is known of each drive */
 };
 
 struct incoming_drive {
@@ -74,6 +78,11 @@ struct session *channel_join (struct incoming_channel *ch, struct session *s);
 /* That which has that id, with a reference, if it has a drive; or NULL. */
 struct session *incoming_session (struct incoming *in, const struct uuid *id);
 void session_unref (struct incoming *in, struct session *s);
+
+/* Is the drive a destination that takes data?  0, or -1 with EPROTO.  List or
+ * control held.
+ */
+int incoming_takes_data (const struct drive *d, struct error *err);
 
 /* incoming-data.c: a DATA packet for one of the session's drives. */
 int incoming_data (struct session *s, const uint8_t *buf,

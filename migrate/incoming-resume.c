@@ -85,7 +85,7 @@ incoming_sync (struct session *s, size_t disk, struct error *err)
     d->failed_flushes++;
     return -1;
   }
-  if (d->failed_flushes != s->failed[disk])
+  if (d->failed_flushes != s->disks[disk].failed)
     return error_set (err, EIO, "flush %s: one has failed before; what came "
                       "since the last good one must be sent again", d->path);
   return 0;
@@ -99,7 +99,7 @@ incoming_expect (struct session *s)
    * what has come meanwhile may be lost.
    */
   for (size_t i = 0; i < s->nr; i++)
-    s->failed[i] = s->drives[i]->failed_flushes;
+    s->disks[i].failed = s->drives[i]->failed_flushes;
 }
 
 json_t *
@@ -108,6 +108,6 @@ incoming_held_json (struct session *s)
   json_t *list = json_array ();
 
   for (size_t i = 0; i < s->nr; i++)
-    json_array_append_new (list, json_boolean (s->begun || s->held[i]));
+    json_array_append_new (list, json_boolean (s->begun || s->disks[i].held));
   return list;
 }

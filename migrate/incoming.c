@@ -136,9 +136,7 @@ session_unref (struct incoming *in, struct session *s)
   fence_destroy (&s->fence);
   incoming_blobs_free (s->blobs);
   pthread_mutex_destroy (&s->begin);
-  free (s->lineages);
-  free (s->failed);
-  free (s->held);
+  free (s->disks);
   free (s->drives);
   free (s);
 }

@@ -283,12 +283,12 @@ leave (struct outgoing *o, const struct error *why)
 static void
 look_who_it_was (struct outgoing *o)
 {
-  bool other;
+  bool cancelled, other;
 
   pthread_mutex_lock (&o->lock);
-  other = !o->cancelled && !o->connected;
+  cancelled = o->cancelled;
   pthread_mutex_unlock (&o->lock);
-  if (!other || stop_wait (&o->quit, 0))
+  if (cancelled || o->connected || stop_wait (&o->quit, 0))
     return;
   other = is_other_server (o->uri, o->shipments[0].name, o->nr == 1,
                            &o->cancel);

@@ -42,6 +42,25 @@ check_version (json_int_t version, struct error *err)
   return 0;
 }
 
+struct client *
+connect_destination (const char *uri, const char *disk,
+                     const struct stop *stop, unsigned connect_ms,
+                     unsigned answer_ms, struct error *err)
+{
+  CLEANUP_FREE char *export = NULL;
+  struct client *c;
+
+  if (asprintf (&export, "%s@incoming", disk) == -1) {
+    export = NULL;
+    error_set (err, ENOMEM, "%m");
+    return NULL;
+  }
+  c = client_connect (uri, export, stop, connect_ms, err);
+  if (c)
+    client_set_timeout (c, answer_ms);
+  return c;
+}
+
 int
 check_destination (struct client *c, struct error *err)
 {
